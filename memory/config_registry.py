@@ -83,11 +83,11 @@ class Registry(dict[str, type[Config]], Generic[Config]):
                 f"its fields are {', '.join(names) or 'none'}"
             )
         for field in config_fields:
-            is_size = field.name in fields and field.type in ("int", int)
-            if is_size and not isinstance(fields[field.name], SupportsIndex):
-                raise ValueError(
-                    f"{self.kind} {name!r} has {field.name}={fields[field.name]!r}: must be an integer"
-                )
+            value = fields.get(field.name)
+            is_size = field.type in ("int", int, "int | None", int | None)
+            is_default = field.name not in fields or (value is None and field.type not in ("int", int))
+            if is_size and not is_default and not isinstance(value, SupportsIndex):
+                raise ValueError(f"{self.kind} {name!r} has {field.name}={value!r}: must be an integer")
         return self[name](**fields)
 
     def name_of(self, config: Config) -> str:

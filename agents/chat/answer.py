@@ -13,6 +13,7 @@ from torch import Tensor
 from scrubjay.agents.chat.constraint import CALL_BEGIN, Constraint
 from scrubjay.agents.chat.conversations import Conversation
 from scrubjay.agents.chat.language_model import LoadedModel
+from scrubjay.memory.context.policies.budget import BudgetPolicy
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Answer:
 
     Raises ValueError if `max_tokens` is too small for the shortest answer that the constraint allows. Raises
     ValueError also if the prompt exceeds the model's training length. Policies that move tokens to other
-    positions (`ContextPolicy.moves_positions`) have no such limit.
+    positions (`ContextPolicy.moves_positions`) have no such limit, unless their budget exceeds this length.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Answer:
             raise ValueError(
                 f"the prompt has {self.prompt_tokens} tokens, but {loaded_model.name} was trained on at most "
                 f"{loaded_model.trained_length} tokens; shorten the prompt, or choose a policy that limits "
-                "token positions, such as policy='sinks'"
+                "token positions, such as policy='sinks', with a budget that is not larger"
             )
         self._is_closed = False
         self._text = AnswerText(loaded_model.tokenizer, config.stop)
@@ -156,10 +157,12 @@ class Answer:
 
     def _exceeds_training_length(self, length: int) -> bool:
         """Return True if `length` tokens need positions beyond the model's training length."""
-        longest = self._loaded_model.trained_length
-        return (
-            longest is not None and length > longest and not self._conversation.cache.policy.moves_positions
-        )
+        longest, policy = self._loaded_model.trained_length, self._conversation.cache.policy
+        if policy.moves_positions and isinstance(policy, BudgetPolicy):
+            length = min(length, policy.num_tokens + policy.margin)
+        elif policy.moves_positions:
+            return False
+        return longest is not None and length > longest
 
     def _next(self, logits: Float[Tensor, "vocabulary"]) -> list[int]:
         """Return the next token, or several tokens if the constraint or the token limit leaves no choice."""

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scrubjay.agents.chat.constraint import CALL_BEGIN
-from scrubjay.memory.context.quotes import ControlTokens
+from scrubjay.memory.context.policies.budget import get_window
+from scrubjay.memory.context.quotes import ControlTokens, select_template
 
 _FEED_BLOCK = 512
 _ANSWER = "said"
@@ -34,7 +35,7 @@ class LoadedModel:
     @property
     def trained_length(self) -> int | None:
         """Maximum sequence length in training, in tokens; None if the model's config does not contain it."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return get_window(self.model)
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
@@ -71,16 +72,18 @@ class LoadedModel:
         return ControlTokens(self.tokenizer)
 
     def _behind_answers(self) -> list[int]:
-        """Return a list with the first control token that the template writes after an answer, or []."""
-        if not self.tokenizer.chat_template:
-            return []
+        """Return the control tokens that the templates, with and without tools, write after an answer."""
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
-        try:
-            prompt = self.tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception:  # noqa: BLE001  a template may fail in any way
-            return []
-        tokens = self.tokenizer(prompt.rpartition(_ANSWER)[2], add_special_tokens=False).input_ids
-        return [token for token in tokens if self.control_tokens.count([token])][:1]
+        ends = []
+        for has_tools in (False, True):
+            try:
+                template = select_template(self.tokenizer, has_tools=has_tools)
+                prompt = self.tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+            except Exception:  # noqa: BLE001  a template may fail in any way
+                prompt = ""
+            tokens = self.tokenizer(prompt.rpartition(_ANSWER)[2], add_special_tokens=False).input_ids
+            ends += [token for token in tokens if self.control_tokens.count([token])][:1]
+        return ends
 
     def tokenize(self, text: str) -> list[int]:
         """Tokenize a prompt. The special tokens must already be in its text."""

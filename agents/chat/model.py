@@ -6,7 +6,6 @@ tokens that the cache retains. Each turn processes only the tokens that were add
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from scrubjay.agents.chat.conversations import Conversation, ConversationStore
 from scrubjay.agents.chat.language_model import LoadedModel, get_name, load
 from scrubjay.agents.chat.prompt import write_prompt
 from scrubjay.memory import context
+from scrubjay.memory.context.policies.budget import resolve_budget
 
 # Options of hosted models that a local one ignores; third-party code may pass them.
 _HOSTED = {"api_key", "base_url", "timeout", "max_retries"}
@@ -68,15 +68,16 @@ class LocalChatModel(BaseChatModel):
     """Name ("smollm2"), folder, GGUF file, or `(model, tokenizer)` pair of transformers."""
     policy: Any = "sinks"
     """Context policy of the cache: a name of `memory.context.list_policies()` or a `ContextPolicy`."""
-    budget: int = 1024
-    """Token budget of a policy that is passed by name; ignored if the policy has no budget."""
-    temperature: float = 0.0
+    budget: int | None = None
+    """Token budget of a policy that is passed by name; ignored if the policy has no budget. Default: the
+    model's window, at most 8,192 tokens."""
+    temperature: float = AnswerConfig.temperature
     """Sampling temperature; 0 selects the most likely token (greedy decoding)."""
-    top_p: float = 0.95
+    top_p: float = AnswerConfig.top_p
     """Nucleus sampling: sample from the most likely tokens with this total probability."""
     seed: int | None = None
     """Seed of the sampling; None selects a random seed."""
-    max_tokens: int = 512
+    max_tokens: int = AnswerConfig.max_tokens
     """Maximum number of tokens of an answer."""
     stop: list[str] | None = None
     """Stop sequences; an answer ends before the first stop sequence in its text."""
@@ -84,8 +85,10 @@ class LocalChatModel(BaseChatModel):
     """Logit bias towards a tool call at the answer's first token; a bias of about 4 helps small models."""
     max_conversations: int = 8
     """Maximum number of stored conversations; the least recently used conversation is dropped first."""
-    chat_template: str | None = None
-    """Jinja template that replaces the tokenizer's chat template."""
+    chat_template: str | dict[str, str] | None = None
+    """Jinja template that replaces the tokenizer's chat template, or the name of one of its templates.
+
+    A dictionary has templates by name: `tool_use` for prompts with tools, and `default` for all others."""
     dtype: str = "float32"
     """Torch dtype of the weights; ignored for a model passed as an object."""
     device: str = "cpu"
@@ -119,7 +122,7 @@ class LocalChatModel(BaseChatModel):
         self._answer_config(None, {})
         context.check_dtype(self.dtype)
         self._conversations = ConversationStore(self.max_conversations)
-        _ = self.context_policy
+        self._make_policy()
         return self
 
     def _resolve_model_profile(self) -> ModelProfile:
@@ -142,12 +145,18 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def context_policy(self) -> context.ContextPolicy:
-        """Context policy of new conversations; the policies of stored conversations do not change."""
+        """Context policy of new conversations; the policies of stored conversations do not change.
+
+        The default budget depends on the model, so the model is loaded.
+        """
+        return resolve_budget(self._make_policy(), self.loaded_model.trained_length)
+
+    def _make_policy(self) -> context.ContextPolicy:
         if not isinstance(self.policy, str):
             return self.policy
         policy = context.make(self.policy)
-        if hasattr(policy, "budget"):
-            policy = dataclasses.replace(cast("Any", policy), budget=self.budget)
+        if hasattr(policy, "budget") and self.budget is not None:
+            policy = context.make(self.policy, budget=self.budget)
         return policy
 
     @property
@@ -179,7 +188,7 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": get_name(self.model), "policy": repr(self.context_policy)}
+        return {"model": get_name(self.model), "policy": repr(self._make_policy())}
 
     def bind_tools(
         self,
@@ -253,6 +262,11 @@ class LocalChatModel(BaseChatModel):
         """Return the cache size, in bytes, of the latest conversation of this name; 0 if there is none."""
         conversation = self._conversations.latest(thread_id)
         return conversation.cache.nbytes() if conversation else 0
+
+    def dropped_tokens(self, thread_id: str | None = None) -> int:
+        """Return how many tokens of this conversation the policy has dropped from the cache; 0 if none."""
+        conversation = self._conversations.latest(thread_id)
+        return conversation.cache.dropped_tokens if conversation else 0
 
     def save_conversation(self, folder: str | Path, thread_id: str | None = None) -> None:
         """Save a conversation with its cache to a folder. Raises ValueError if `thread_id` is unknown."""
@@ -330,6 +344,7 @@ class LocalChatModel(BaseChatModel):
             self._conversations.put(conversation)
             raise
         self._conversations.put(conversation)
+        conversation.cache.warn_of_dropped_tokens()
         reason = "tool_calls" if has_calls and answer.finish_reason == "stop" else answer.finish_reason
         yield ChatGenerationChunk(
             message=AIMessageChunk(
@@ -339,6 +354,7 @@ class LocalChatModel(BaseChatModel):
                     "model_name": get_name(kwargs.get("model", self.model)),
                     "finish_reason": reason,
                     "cache_bytes": conversation.cache.nbytes(),
+                    "dropped_tokens": conversation.cache.dropped_tokens,
                     "seconds": time.perf_counter() - start_time,
                 },
                 usage_metadata={
@@ -369,10 +385,11 @@ class LocalChatModel(BaseChatModel):
                 prompt[len(conversation.last_prompt) :]
             )
         tokens = loaded_model.tokenize(prompt)
-        branch = self._conversations.branch(tokens, loaded_model, thread, self.context_policy)
+        policy = resolve_budget(self._make_policy(), loaded_model.trained_length)
+        branch = self._conversations.branch(tokens, loaded_model, thread, policy)
         if branch is not None:
             return branch, tokens[branch.cache.get_seq_length() :]
-        cache = context.PolicyCache(self.context_policy, loaded_model.model, self.track_tokens)
+        cache = context.PolicyCache(policy, loaded_model.model, self.track_tokens)
         return Conversation(cache, loaded_model, thread, head=tokens), tokens
 
     def _load(self, source: Any) -> LoadedModel:

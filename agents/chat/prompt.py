@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -17,7 +17,7 @@ from langchain_core.messages import (
 )
 
 from scrubjay.agents.chat.constraint import CALL_BEGIN, CALL_END
-from scrubjay.memory.context.quotes import ControlTokens, Quotes
+from scrubjay.memory.context.quotes import ControlTokens, Quotes, select_template
 
 # Content blocks that are not text: calls, which are written separately, and reasoning.
 _SILENT_BLOCKS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
@@ -61,13 +61,13 @@ def write_prompt(
     messages: Sequence[BaseMessage],
     tools: Sequence[dict[str, Any]] = (),
     instruction: str = "",
-    template: str | None = None,
+    template: str | Mapping[str, str] | None = None,
 ) -> str:
     """Return the prompt for the next answer.
 
     `tools` are functions in OpenAI's format. A template that supports `<tool_call>` describes the tools
     itself. For other templates this function describes them in the system message. `instruction` is added to
-    the system message.
+    the system message. `select_template` selects one of several templates.
 
     Some templates reject certain orders of roles, or leave out system or user messages. For such a template
     this function rewrites the messages. It merges consecutive messages of one role, and moves the system text
@@ -82,7 +82,7 @@ def write_prompt(
     Raises ValueError if there are no messages, if a content is not text, or if there is no template. Raises
     ValueError also if the template fails, rejects the conversation or leaves out a part of it.
     """
-    template = template or tokenizer.chat_template
+    template = select_template(tokenizer, template, bool(tools))
     if not template:
         raise ValueError(
             f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template; pass a Jinja template as "

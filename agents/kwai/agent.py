@@ -61,7 +61,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     answer. `stopped` is the reason why the run ended: finished, steps, tool_calls, tokens, seconds, refused,
     no_progress or unreadable_plan. `refused` contains the reasons for calls that were refused because
     untrusted text had been read. `tainted` is True if untrusted text was read. `recalled` contains the memory
-    records of the last search.
+    records of the last search. `dropped_tokens` is the largest number of tokens that the cache of a local
+    model had dropped in a model call. Tokens that the agent leaves out of a prompt do not count.
 
     `stream` yields parts that add up to this dictionary, with the answer token by token. Some chat
     templates open a reasoning block at the end of the prompt. The agent can then separate the reasoning from

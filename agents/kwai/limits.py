@@ -97,13 +97,14 @@ class Meter:
     def __init__(self, limits: Limits, count_tokens: Callable[[str], int]) -> None:
         self.limits = limits
         self.usage: UsageMetadata = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-        self.tool_calls = 0
+        self.dropped_tokens = self.tool_calls = 0
         self._count_tokens = count_tokens
         self._start_time = time.monotonic()
         self._calls: dict[str, list[int]] = {}
 
     def record_usage(self, prompt: list[BaseMessage], reply: AIMessage) -> None:
-        """Add the tokens of one model call."""
+        """Add the tokens of one model call, and note how many tokens a local model's cache has dropped."""
+        self.dropped_tokens = max(self.dropped_tokens, reply.response_metadata.get("dropped_tokens", 0))
         usage = reply.usage_metadata
         if usage is None:
             input_tokens = sum(self._count_tokens(message.text) for message in prompt)

@@ -67,6 +67,7 @@ class AgentLoop:
             "stopped": stop_reason,
             "usage": turn.meter.usage,
             "refused": list(dict.fromkeys(step.result for step in turn.steps if step.is_blocked)),
+            "dropped_tokens": turn.meter.dropped_tokens,
             "tainted": turn.is_tainted,
             "knowledge": [passage.text for passage in turn.knowledge],
             "recalled": turn.recalled_records,

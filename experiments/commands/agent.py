@@ -64,9 +64,10 @@ class AgentOptions:
     knowledge: tuple[Path, ...] = ()
     """Text files that the agent receives as reference before any search."""
     policy: ContextPolicy = "sinks"
-    budget: int = 4096
+    budget: int | None = None
     """Number of tokens that the cache retains, for context policies with a budget. Prompts are limited to the
-    budget minus --max-tokens, so that the cache evicts no part of a prompt."""
+    budget minus --max-tokens, so that the cache evicts no part of a prompt. Default: the model's window, at
+    most 8,192."""
     max_steps: int = 5
     """Maximum tool calls per question."""
     max_seconds: float = 300.0
@@ -255,6 +256,11 @@ class Conversation:
             print(flush=True)
             if result["stopped"] != "finished":
                 _print_status(f"stopped early: {result['stopped']}")
+        if result["dropped_tokens"]:
+            _print_status(
+                f"the model's cache dropped {result['dropped_tokens']} tokens of its prompts; raise "
+                "--budget, or choose --policy chunks"
+            )
         if is_cut_off(result["messages"][-1]):
             _print_status("the answer was cut at the token limit; raise it with --max-tokens")
         if options.export is not None:
@@ -284,7 +290,8 @@ def summarise(question: str, result: dict[str, Any]) -> dict[str, Any]:
         | {"dropped_blocks": list(step.dropped_blocks), "sources": list(step.sources)}
         for step in result["steps"]
     ]
-    rest = {name: result[name] for name in ("answer", "stopped", "refused", "tainted", "usage")}
+    names = ("answer", "stopped", "refused", "tainted", "usage", "dropped_tokens")
+    rest = {name: result[name] for name in names}
     rest["recalled"] = [{"id": record.id, "text": record.text} for record in result["recalled"]]
     return {"question": question, **rest, "steps": steps}
 

@@ -19,7 +19,7 @@ from scrubjay.experiments.cli import arguments
 from scrubjay.experiments.cli.arguments import did_you_mean
 from scrubjay.experiments.cli.failures import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, printable
-from scrubjay.experiments.commands.options import Budget, ContextPolicy, Device, MaxTokens
+from scrubjay.experiments.commands.options import Budget, ContextPolicy, Device
 from scrubjay.experiments.files import parse, read_untrusted
 from scrubjay.experiments.lm.models import open_local_model
 
@@ -45,14 +45,15 @@ class ChatOptions:
     model: str = "smollm2"
     """Language model: "smollm2", a transformers folder, or a GGUF file."""
     policy: ContextPolicy = "sinks"
-    budget: Budget = 1024
+    budget: Budget = None
     system: str = ""
     """System prompt."""
-    temperature: float = 0.7
-    """Sampling temperature; 0 is greedy decoding."""
-    top_p: float = 0.95
-    """Nucleus sampling: sample from the most likely tokens with this total probability."""
-    max_tokens: MaxTokens = 512
+    temperature: float | None = None
+    """Sampling temperature; default: 0, greedy decoding."""
+    top_p: float | None = None
+    """Nucleus sampling: sample from the most likely tokens with this total probability; default: 0.95."""
+    max_tokens: int | None = None
+    """Maximum tokens of an answer; default: 512."""
     seed: int | None = None
     """Random seed; default: answers vary."""
     device: Device = "cpu"
@@ -81,12 +82,12 @@ class Chat:
     def run(self) -> int:
         """Read lines until the input ends; return the exit code."""
         console = self._console
+        with console.status("loading the model"):
+            _ = self._chat.loaded_model
         console.print(
             f"[bold]{self.options.model}[/bold], {self._describe_policy()}; /help for commands, "
             "Ctrl-C stops an answer"
         )
-        with console.status("loading the model"):
-            _ = self._chat.loaded_model
         while (line := self._read()) is not None:
             words = line.split()
             if not words:
@@ -150,6 +151,8 @@ class Chat:
 
     def _cost(self, last: Any, was_stopped: bool) -> str:
         cache_size = f"{self._chat.cache_bytes(_THREAD) / 2**20:.1f} MiB"
+        if dropped_tokens := self._chat.dropped_tokens(_THREAD):
+            cache_size += f" ({dropped_tokens} tokens dropped; keep them with /policy chunks or a budget)"
         usage = last.usage_metadata if last is not None else None
         if was_stopped or last is None or usage is None:
             return f"stopped; cache {cache_size}"
@@ -223,7 +226,7 @@ class Chat:
         self._chat.forget_conversation(_THREAD)
         self._messages = [SystemMessage(self.options.system)] if self.options.system else []
 
-    def _model(self, policy: str, budget: int) -> Any:
+    def _model(self, policy: str, budget: int | None) -> Any:
         options = self.options
         return open_local_model(
             model=options.model,

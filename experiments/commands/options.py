@@ -43,7 +43,11 @@ ContextPolicy = Annotated[
     arg(help="Context policy of a local model. It decides which tokens of a long text the cache retains."),
 ]
 Budget = Annotated[
-    int, arg(help="Number of tokens that the cache retains, for context policies with a budget.")
+    int | None,
+    arg(
+        help="Number of tokens that the cache retains, for context policies with a budget. Default: the "
+        "model's window, at most 8,192."
+    ),
 ]
 MaxTokens = Annotated[int, arg(help="Maximum tokens of an answer.")]
 Device = Annotated[str, arg(help="Device of a local model, such as cpu or cuda.")]

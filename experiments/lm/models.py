@@ -27,7 +27,6 @@ def open_chat_model(
     `local` holds options of `LocalChatModel`. Raises ValueError or ImportError with instructions.
     """
     if not _PROVIDER.fullmatch(name) or Path(name).exists():
-        temperature, max_tokens = temperature or 0.0, 512 if max_tokens is None else max_tokens
         model = open_local_model(model=name, temperature=temperature, max_tokens=max_tokens, **local)
         with Console(stderr=True).status("loading the model"):
             _ = model.loaded_model  # load before any output
@@ -48,12 +47,16 @@ def open_chat_model(
 
 
 def open_local_model(**settings: Any) -> Any:
-    """Return a `LocalChatModel` with these settings. Raises ValueError on an invalid setting."""
+    """Return a `LocalChatModel` with these settings; None selects the default of a setting.
+
+    Raises ValueError on an invalid setting.
+    """
     from pydantic import ValidationError
 
     from scrubjay.agents import LocalChatModel
     from scrubjay.experiments.resources import resolve_device
 
+    settings = {name: value for name, value in settings.items() if value is not None}
     settings["device"] = str(resolve_device(settings["device"]))
     try:
         return LocalChatModel(**settings)

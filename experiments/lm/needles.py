@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scrubjay.memory.context.quotes import ControlTokens, Quotes
+from scrubjay.memory.context.quotes import ControlTokens, Quotes, select_template
 
 SLACK = 200
 """The search for a size stops when less than 1/200 of the length is unused."""
@@ -50,14 +50,17 @@ class Example:
 
         Without a chat template, both are plain text. Control tokens in both are escaped.
         """
-        template = getattr(tokenizer, "chat_template", None)
+        template = select_template(tokenizer)
         quotes = Quotes(ControlTokens(tokenizer), template or "")
         prompt, prefix = quotes.quote(self.prompt), quotes.quote(self.answer_prefix)
         if template is None:
             return quotes.to_prompt(f"{prompt}\n{prefix}")
         turn = [{"role": "user", "content": prompt}]
         return quotes.to_prompt(
-            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + prefix
+            tokenizer.apply_chat_template(
+                turn, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+            + prefix
         )
 
 

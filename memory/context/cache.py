@@ -18,7 +18,7 @@ from transformers import Cache, PreTrainedModel
 
 from scrubjay.memory.context.attention import ATTENTION, attend_by_policy, serve_falcon, set_next_layer
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
-from scrubjay.memory.context.layers.local import LocalWindowPolicy
+from scrubjay.memory.context.layers.local import select_policy
 from scrubjay.memory.context.layers.policy import PolicyLayer, RetainedTokens
 from scrubjay.memory.context.layers.probe import (
     check_layers,
@@ -27,17 +27,20 @@ from scrubjay.memory.context.layers.probe import (
     entry_of,
     takes_positions,
 )
-from scrubjay.memory.context.layers.rotation import find_rotation, has_rotary
+from scrubjay.memory.context.layers.rotation import find_rotaries, find_rotation, has_rotary
 from scrubjay.memory.context.layers.state import StateAndPolicyLayer, StateLayer, StatelessLayer
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
-from scrubjay.memory.context.policies.rotary import Rotary
-from scrubjay.memory.context.registry import name_of
+from scrubjay.memory.context.policies.budget import get_window, resolve_budget
+from scrubjay.memory.context.registry import name_of, warn_of_dropped_tokens
 
 INTERRUPTED = (
     "an earlier call with this cache was interrupted, by Ctrl-C or an error, after only some layers had "
     "processed its tokens; reset the cache and read the text again, or load a saved cache"
 )
 
+
+_CHECK_INTERVAL = 64
+"""Number of single tokens after which a cache checks for dropped tokens."""
 
 STATE_RESETTING_MODELS = {"jamba", "zamba"}
 """Model types that reset their states in every call of several tokens, also with transformers' own cache."""
@@ -78,12 +81,13 @@ class PolicyCache(Cache):
         # The implementation must not change between now and a call with this cache.
         self.outside_attention = attend_by_policy(entry)
         check_layers(model, layer_types)
+        policy = resolve_budget(policy, get_window(model))
         self.policy, self._config, self.track_tokens = policy, config, track_tokens
         policies = [
-            _select_policy(policy, layer_type, index, len(layer_types))
+            select_policy(policy, layer_type, index, len(layer_types))
             for index, layer_type in enumerate(layer_types)
         ]
-        self.rotaries = _find_rotaries(model, policies)
+        self.rotaries = find_rotaries(model, policies)
         # Without position ids Bamba would restart the positions at 0 in every call.
         self.adds_position_ids = has_rotary(decoder) and takes_positions(entry)
         # Token count of every row; a tensor once rows differ in padding.
@@ -141,8 +145,11 @@ class PolicyCache(Cache):
     def end_call(self) -> None:
         """Mark the current call as complete: all layers have processed its tokens."""
         self.call_started = False
+        length = 0 if self._step is None else self._step.length
         # Free what the layers shared in this call.
         self._step = self.position_ids = None
+        if self.policy.drops and (length > 1 or self.get_seq_length() % _CHECK_INTERVAL == 0):
+            self.warn_of_dropped_tokens()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
@@ -239,6 +246,24 @@ class PolicyCache(Cache):
         return {
             layer.index: layer.get_retained_tokens(self._count_tensor()) for layer in self.attention_layers
         }
+
+    @property
+    def dropped_tokens(self) -> int:
+        """Number of tokens of the text that the policy has dropped and that no later token can read.
+
+        Layers, heads and batch rows may drop different numbers; this is the largest. Tokens outside the
+        model's own windows do not count.
+        """
+        if not (self.policy.drops and self.get_seq_length()):
+            return 0
+        count = self._count_tensor()
+        differences = (count - layer.memory.count_retained(count) for layer in self._policy_layers)
+        return max((int(difference.max()) for difference in differences), default=0)
+
+    def warn_of_dropped_tokens(self) -> None:
+        """Log a warning if tokens were dropped, once in a process for each policy and budget."""
+        if self.dropped_tokens:
+            warn_of_dropped_tokens(repr(self.policy))
 
     def nbytes(self, place: str | None = None) -> int:
         """Return the bytes of all tensors of the cache in the memory of the model's device.
@@ -394,8 +419,8 @@ class PolicyCache(Cache):
         """
         cache = cls(policy, model)
         expected = {
-            "policy": name_of(policy),
-            "fields": dataclasses.asdict(policy),  # pyright: ignore[reportArgumentType]
+            "policy": name_of(cache.policy),
+            "fields": dataclasses.asdict(cache.policy),  # pyright: ignore[reportArgumentType]
             "layers": len(cache.layers),
         }
         states: list[dict[str, Tensor]] = [{} for _ in cache.layers]
@@ -457,39 +482,3 @@ class PolicyCache(Cache):
 
     def _count_tensor(self) -> Int[Tensor, " batch"]:
         return torch.as_tensor(self.count).expand(self.shape().batch)
-
-
-def _select_policy(
-    policy: ContextPolicy, layer_type: LayerType, index: int, count: int
-) -> ContextPolicy | None:
-    if not layer_type.attends:
-        return None
-    return (
-        policy.for_layer(index, count)
-        if layer_type.window is None
-        else LocalWindowPolicy(layer_type.window, layer_type.is_chunked)
-    )
-
-
-def _find_rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | None]) -> list[Rotary | None]:
-    """Return a `Rotary` for each layer whose policy changes token positions, and None for other layers.
-
-    Raises ValueError on a model whose rotary positions are not supported.
-    """
-    needs_rotary = [policy is not None and policy.moves_positions for policy in policies]
-    if not any(needs_rotary):
-        return [None] * len(policies)
-    rotation, name = find_rotation(model), type(model).__name__
-    if rotation.dynamic_type is not None:
-        raise ValueError(
-            f"{name} has rope_type={rotation.dynamic_type!r}, whose angles change with the length of the "
-            "text; use the policy 'full'"
-        )
-    for layer, (moves, rotary) in enumerate(zip(needs_rotary, rotation.by_layer, strict=True)):
-        if moves and rotary is None:
-            if not rotation.num_types:
-                raise ValueError(f"{name} has no rotary positions of a known type; use the policy 'full'")
-            raise ValueError(
-                f"{name} rotates keys or queries of layer {layer} in an unknown way; use the policy 'full'"
-            )
-    return [rotary if moves else None for moves, rotary in zip(needs_rotary, rotation.by_layer, strict=True)]

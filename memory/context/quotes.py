@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -202,17 +202,61 @@ class ChatPrompt(NamedTuple):
     """Template text after the question."""
 
 
+def select_template(
+    tokenizer: Any, template: str | Mapping[str, str] | None = None, has_tools: bool = False
+) -> str | None:
+    """Return the chat template of a prompt; None if there is none.
+
+    A tokenizer may have several templates, with names. As in transformers, a prompt with tools then uses the
+    template `tool_use`, and any other prompt uses `default`.
+
+    Args:
+        tokenizer: Tokenizer whose templates are used by default.
+        template: Jinja template, name of one of the tokenizer's templates, or templates by name.
+        has_tools: True if the prompt offers tools.
+
+    Raises ValueError if neither convention selects one of several templates, or if a name is unknown.
+    """
+    own = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, list | tuple):  # as in the files of a tokenizer
+        own = {one["name"]: one["template"] for one in own}
+    if isinstance(template, str) and isinstance(own, Mapping):
+        if template in own:
+            return own[template]
+        if "{" not in template:
+            raise ValueError(
+                f"chat_template={template!r}: no template of this name; choose from {_list(own)}"
+            )
+    templates = template or own
+    if not isinstance(templates, Mapping):
+        return templates or None
+    names = [*(["tool_use"] if has_tools else []), "default", *(templates if len(templates) == 1 else [])]
+    name = next((name for name in names if name in templates), None)
+    if name is None:
+        raise ValueError(
+            f"the chat templates are {_list(templates)}, and none of them is 'default'; pass the name of a "
+            "template as LocalChatModel(chat_template=...), or set tokenizer.chat_template to one template"
+        )
+    return templates[name]
+
+
+def _list(templates: Mapping[str, str]) -> str:
+    return ", ".join(map(repr, sorted(templates))) or "empty"
+
+
 def build_chat_prompt(tokenizer: Any, question: str) -> ChatPrompt:
     """Build the prompt around a text, from the tokenizer's chat template if there is one.
 
     Control tokens in the question are escaped.
     """
-    template = getattr(tokenizer, "chat_template", None) or ""
-    quotes = Quotes(ControlTokens(tokenizer), template)
+    template = select_template(tokenizer)
+    quotes = Quotes(ControlTokens(tokenizer), template or "")
     user = f"{_MARK}\n\nAnswer with the text above: {quotes.quote(question)}{_END}"
     if template:
         messages = [{"role": "user", "content": user}]
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
     else:
         prompt = f"{user}\nAnswer:"
     before, _, after = prompt.partition(_MARK)

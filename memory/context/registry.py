@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 from scrubjay.memory.config_registry import Registry
@@ -12,6 +14,8 @@ from scrubjay.memory.context.policies.h2o import H2OPolicy
 from scrubjay.memory.context.policies.recycled import RecycledPolicy
 from scrubjay.memory.context.policies.sinks import SinksPolicy, WindowPolicy
 from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
+
+_log = logging.getLogger(__name__)
 
 _POLICIES: Registry[ContextPolicy] = Registry(
     "policy",
@@ -36,6 +40,23 @@ def register(name: str, policy_class: type[ContextPolicy]) -> None:
 def list_policies() -> list[str]:
     """Return the names of all registered policies."""
     return _POLICIES.names()
+
+
+def list_complete() -> list[str]:
+    """Return the names of the policies that keep all tokens."""
+    return [name for name in list_policies() if not _POLICIES[name].drops]
+
+
+@functools.cache
+def warn_of_dropped_tokens(policy: str) -> None:
+    """Log a warning that a policy has dropped tokens, once in a process for each policy and budget."""
+    _log.warning(
+        "%s has dropped tokens of a text, so answers cannot refer to them; `dropped_tokens` is their number. "
+        "Raise `budget`, or choose a policy that keeps all tokens: %s. The policy 'chunks' retrieves what is "
+        "asked for. This warning appears once.",
+        policy,
+        ", ".join(map(repr, list_complete())),
+    )
 
 
 def make(name: str, **fields: Any) -> ContextPolicy:

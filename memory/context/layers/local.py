@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from scrubjay.memory.context.layers.layer_types import LayerType
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
 from scrubjay.memory.context.policies.buffers import compact, make_writable
 from scrubjay.memory.context.policies.dense import BLOCK, Scoring, masked_attention
@@ -136,3 +137,16 @@ class LocalWindowMemory(LayerMemory):
             return visible
         size = self.policy.window
         return visible & (query[:, :, None] // size == keys[:, None] // size)
+
+
+def select_policy(
+    policy: ContextPolicy, layer_type: LayerType, index: int, count: int
+) -> ContextPolicy | None:
+    """Return the policy of the layer `index` of `count` layers; None for a layer without attention."""
+    if not layer_type.attends:
+        return None
+    return (
+        policy.for_layer(index, count)
+        if layer_type.window is None
+        else LocalWindowPolicy(layer_type.window, layer_type.is_chunked)
+    )

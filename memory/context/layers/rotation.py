@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scrubjay.memory.context.layers.probe import decoder_of, entry_of, read_single_token, takes_positions
+from scrubjay.memory.context.policies.base import ContextPolicy
 from scrubjay.memory.context.policies.rotary import PairLayout, Rotary, Rotation
 
 _FAR = 101
@@ -149,3 +150,27 @@ def _rescale(x: Tensor, y: Tensor) -> Tensor:
     Some models multiply queries by a factor that depends on the position.
     """
     return x * (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+def find_rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | None]) -> list[Rotary | None]:
+    """Return a `Rotary` for each layer whose policy changes token positions, and None for other layers.
+
+    Raises ValueError on a model whose rotary positions are not supported.
+    """
+    needs_rotary = [policy is not None and policy.moves_positions for policy in policies]
+    if not any(needs_rotary):
+        return [None] * len(policies)
+    rotation, name = find_rotation(model), type(model).__name__
+    if rotation.dynamic_type is not None:
+        raise ValueError(
+            f"{name} has rope_type={rotation.dynamic_type!r}, whose angles change with the length of the "
+            "text; use the policy 'full'"
+        )
+    for layer, (moves, rotary) in enumerate(zip(needs_rotary, rotation.by_layer, strict=True)):
+        if moves and rotary is None:
+            if not rotation.num_types:
+                raise ValueError(f"{name} has no rotary positions of a known type; use the policy 'full'")
+            raise ValueError(
+                f"{name} rotates keys or queries of layer {layer} in an unknown way; use the policy 'full'"
+            )
+    return [rotary if moves else None for moves, rotary in zip(needs_rotary, rotation.by_layer, strict=True)]

@@ -291,6 +291,16 @@ class LayerMemory(ABC):
             values if valid is None else values[:, :, : valid.shape[1]] * valid[:, None, :, None]
         )
 
+    def count_retained(self, count: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Return the number of tokens of each text that a key head retains; `count` is the text's length.
+
+        By default these are the tokens in the state. A memory with another state overrides this method.
+        """
+        keys, valid = self.state.get("keys"), self.state.get("valid")
+        if keys is None:
+            return count
+        return count.clamp(max=keys.shape[2]) if valid is None else valid.sum(dim=1).to(count.device)
+
     def measure(self) -> LayerStats:
         """Return statistics of the prompt that the layer has just read, for `ContextPolicy.allocate`."""
         raise NotImplementedError(
@@ -352,6 +362,8 @@ class ContextPolicy(ABC):
 
     moves_positions: ClassVar[bool] = False
     """True if the policy gives tokens other positions than the model does."""
+    drops: ClassVar[bool] = True
+    """False if the policy keeps all tokens."""
     can_crop: ClassVar[bool] = False
     """True if a cache can be cropped to any shorter length."""
     split_invariant: ClassVar[bool] = True

@@ -31,13 +31,13 @@ from scrubjay.kernels import choose_chunks
 from scrubjay.kernels.select import best
 from scrubjay.memory.context.policies.base import (
     CacheShape,
-    ContextPolicy,
     LayerMemory,
     PastKeyValues,
     RetainedValues,
     Step,
     check_minimums,
 )
+from scrubjay.memory.context.policies.budget import BudgetPolicy
 from scrubjay.memory.context.policies.buffers import compact
 from scrubjay.memory.context.policies.dense import Scoring
 from scrubjay.memory.context.policies.rotary import PairedRotation
@@ -56,11 +56,12 @@ from scrubjay.memory.context.policies.store import (
 
 
 @dataclass(frozen=True)
-class ChunksPolicy(ContextPolicy):
+class ChunksPolicy(BudgetPolicy):
     """Keep all tokens; read the first chunk, the last chunks and the best chunks in between."""
 
-    budget: int = 1024
-    """Number of past tokens that a query reads, in addition to the new tokens of its call."""
+    budget: int | None = None
+    """Number of past tokens that a query reads, in addition to at most 64 new tokens of its call. Default:
+    the model's window without these 64 tokens, at most 8,192."""
     chunk_size: int = 8
     """Tokens per chunk."""
     local_chunks: int | None = None
@@ -73,6 +74,8 @@ class ChunksPolicy(ContextPolicy):
     moves_positions: ClassVar[bool] = True
     split_invariant: ClassVar[bool] = False
     can_crop: ClassVar[bool] = True
+    drops: ClassVar[bool] = False
+    margin: ClassVar[int] = 64
 
     def __post_init__(self) -> None:
         if self.store not in ("model", "cpu", "disk"):
@@ -83,7 +86,7 @@ class ChunksPolicy(ContextPolicy):
         if self.num_selected < 1:
             local = 2 if self.local_chunks is None else self.local_chunks  # half of the least, rounded down
             raise ValueError(
-                f"budget={self.budget}: must be at least {(local + 3) * self.chunk_size}, for the first "
+                f"budget={self.num_tokens}: must be at least {(local + 3) * self.chunk_size}, for the first "
                 f"chunk, {local} local chunks, the current chunk and one selected chunk, of "
                 f"{self.chunk_size} tokens each"
             )
@@ -91,12 +94,12 @@ class ChunksPolicy(ContextPolicy):
     @property
     def num_local(self) -> int:
         """Number of local chunks: the chunks just before the current chunk, which are always read."""
-        return self.budget // self.chunk_size // 2 if self.local_chunks is None else self.local_chunks
+        return self.num_tokens // self.chunk_size // 2 if self.local_chunks is None else self.local_chunks
 
     @property
     def num_selected(self) -> int:
         """Number of chunks selected by score: all in `budget` except first, local and current chunks."""
-        return self.budget // self.chunk_size - self.num_local - 2
+        return self.num_tokens // self.chunk_size - self.num_local - 2
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
@@ -153,7 +156,7 @@ class ChunksMemory(LayerMemory):
     one token, this token reads the last chunks in the store without a copy.
     """
 
-    longest_piece = 64
+    longest_piece = ChunksPolicy.margin
     """Number of queries that select chunks together."""
 
     def __init__(self, policy: ChunksPolicy) -> None:

@@ -21,6 +21,7 @@ class FullPolicy(ContextPolicy):
     """Keep all tokens at the model's positions."""
 
     can_crop: ClassVar[bool] = True
+    drops: ClassVar[bool] = False
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from scrubjay.memory.context.policies.base import (
     CacheShape,
-    ContextPolicy,
     LayerMemory,
     PastKeyValues,
     Step,
     check_minimums,
 )
+from scrubjay.memory.context.policies.budget import BudgetPolicy
 from scrubjay.memory.context.policies.buffers import (
     append,
     compute_capacity,
@@ -48,11 +48,12 @@ Count = TypeVar("Count", int, Tensor)
 
 
 @dataclass(frozen=True)
-class H2OPolicy(ContextPolicy):
+class H2OPolicy(BudgetPolicy):
     """Keep the last `recent` tokens and, per key head, the earlier tokens with the most attention."""
 
-    budget: int = 1024
-    """Largest number of tokens in the cache. A query reads all of them, its own token included."""
+    budget: int | None = None
+    """Largest number of tokens in the cache. A query reads all of them, its own token included. Default: the
+    model's window, at most 8,192."""
     recent: int | None = None
     """Number of last tokens that are never evicted. Default: half of the budget, as in the paper."""
     num_sinks: int = 4
@@ -69,20 +70,21 @@ class H2OPolicy(ContextPolicy):
         others = self.num_sinks + self.interval
         # By default the last tokens take half of the budget, and half is left for the others.
         least = max(2 * others - 1, 2) if self.recent is None else others + self.recent
-        if self.budget < least:
+        if self.num_tokens < least:
             raise ValueError(
-                f"budget={self.budget}: too small for num_sinks={self.num_sinks}, {self.num_recent} recent "
-                f"tokens and interval={self.interval}; raise budget to at least {least}, or lower these sizes"
+                f"budget={self.num_tokens}: too small for num_sinks={self.num_sinks}, {self.num_recent} "
+                f"recent tokens and interval={self.interval}; raise budget to at least {least}, or lower "
+                "these sizes"
             )
 
     @property
     def num_recent(self) -> int:
         """Number of last tokens that are never evicted."""
-        return self.budget // 2 if self.recent is None else self.recent
+        return self.num_tokens // 2 if self.recent is None else self.recent
 
     def count_retained(self, tokens: Count) -> Count:
         """Return the number of tokens that the cache retains after it has read `tokens` tokens."""
-        evictions = (tokens - self.budget) // self.interval + 1
+        evictions = (tokens - self.num_tokens) // self.interval + 1
         return tokens - self.interval * evictions * (evictions > 0)
 
     def build(self) -> LayerMemory:
@@ -92,7 +94,7 @@ class H2OPolicy(ContextPolicy):
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of keys, values and one float32 sum per key, unused capacity included."""
         sums = 4 * shape.layers * shape.batch * shape.key_heads
-        return compute_capacity(self.count_retained(tokens), self.budget) * (shape.token_bytes + sums)
+        return compute_capacity(self.count_retained(tokens), self.num_tokens) * (shape.token_bytes + sums)
 
 
 class H2OMemory(LayerMemory):
@@ -152,7 +154,7 @@ class H2OMemory(LayerMemory):
 
         Args: those of `LayerMemory.generate`.
         """
-        before, most = self.columns, self.policy.budget
+        before, most = self.columns, self.policy.num_tokens
         slots = self._slots(step, before)
         query, keys = self._rotate(query, keys, slots, step)
         for name, new in (("keys", keys), ("values", values)):
@@ -173,7 +175,7 @@ class H2OMemory(LayerMemory):
         sums, columns = self.state.get("sums"), attention.shape[2]
         if sums is None or sums.shape[2] < columns:
             new = attention.new_zeros(*attention.shape[:2], columns - before)
-            sums = append(sums, before, new, self.policy.budget)
+            sums = append(sums, before, new, self.policy.num_tokens)
         self.state = make_writable(self.state | {"sums": sums})
         self.state["sums"][:, :, :columns].add_(attention)
 
@@ -213,6 +215,10 @@ class H2OMemory(LayerMemory):
         self.columns = most
         self._set_state(tensors)
 
+    def count_retained(self, count: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Return the number of tokens of each text that a key head retains."""
+        return self.policy.count_retained(count)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state without unused capacity, with keys in the model's pair layout."""
         tensors = {name: self.get_columns(name) for name in self.state}
@@ -225,7 +231,9 @@ class H2OMemory(LayerMemory):
 
     def _set_state(self, tensors: dict[str, Tensor]) -> None:
         """Store these tensors as the state, with capacity for more tokens."""
-        self.state = {name: append(None, 0, tensor, self.policy.budget) for name, tensor in tensors.items()}
+        self.state = {
+            name: append(None, 0, tensor, self.policy.num_tokens) for name, tensor in tensors.items()
+        }
 
     def _must_drop(self, step: Step) -> bool:
         """Return True if tokens must be removed, because a row is full or has padding."""

@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from scrubjay.memory.context.policies.base import (
     CacheShape,
-    ContextPolicy,
     LayerMemory,
     RetainedValues,
     Step,
@@ -27,18 +26,20 @@ from scrubjay.memory.context.policies.base import (
     check_minimums,
     extend_valid,
 )
+from scrubjay.memory.context.policies.budget import BudgetPolicy
 from scrubjay.memory.context.policies.buffers import compute_capacity, gather_columns, keep_best, rate_tokens
 from scrubjay.memory.context.policies.dense import Scoring, causal_attention
 from scrubjay.memory.context.policies.full import FullMemory
 
 
 @dataclass(frozen=True)
-class RecycledPolicy(ContextPolicy):
+class RecycledPolicy(BudgetPolicy):
     """Keep all tokens; every `stride`-th new token reads all of them, the others read `budget` tokens."""
 
-    budget: int = 1024
+    budget: int | None = None
     """Number of tokens that a generated token reads if it does not read the whole cache. This includes all
-    tokens since the last read of the whole cache, at most `stride`."""
+    tokens since the last read of the whole cache, at most `stride`. Default: the model's window, at most
+    8,192."""
     stride: int = 10
     """Every `stride`-th generated token reads the whole cache; all other tokens read `budget` tokens."""
     kernel: int = 15
@@ -52,20 +53,21 @@ class RecycledPolicy(ContextPolicy):
     split_invariant: ClassVar[bool] = False
     query_aware: ClassVar[bool] = True
     can_crop: ClassVar[bool] = True
+    drops: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_minimums(self, stride=1, num_sinks=0)
         check_kernel(self.kernel)
         if self.copy_size < max(self.num_sinks, 1):
             raise ValueError(
-                f"budget={self.budget}: must be at least {max(self.num_sinks, 1) + self.stride}, for "
+                f"budget={self.num_tokens}: must be at least {max(self.num_sinks, 1) + self.stride}, for "
                 f"{self.num_sinks} sinks and the {self.stride} tokens between full steps"
             )
 
     @property
     def copy_size(self) -> int:
         """Number of tokens that are copied after a read of the whole cache."""
-        return self.budget - self.stride
+        return self.num_tokens - self.stride
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""

@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels import sink_attention
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
+from scrubjay.memory.context.policies.base import CacheShape, LayerMemory, Step
+from scrubjay.memory.context.policies.budget import BudgetPolicy
 from scrubjay.memory.context.policies.buffers import compact, make_writable
 from scrubjay.memory.context.policies.dense import BLOCK, Scoring, masked_attention
 from scrubjay.memory.context.policies.rotary import Rotation
@@ -36,25 +37,26 @@ from scrubjay.memory.parts.chunks import compute_slot_steps
 
 
 @dataclass(frozen=True)
-class WindowPolicy(ContextPolicy):
+class WindowPolicy(BudgetPolicy):
     """Keep the last `budget` tokens, without sinks. This baseline fails on most models."""
 
-    budget: int = 1024
-    """Number of tokens in the cache. A query reads all of them, its own token included."""
+    budget: int | None = None
+    """Number of tokens in the cache. A query reads all of them, its own token included. Default: the model's
+    window, at most 8,192."""
 
     moves_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise ValueError(f"budget={self.budget}: must be at least 1, for the query's own token")
+        if self.num_tokens < 1:
+            raise ValueError(f"budget={self.num_tokens}: must be at least 1, for the query's own token")
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
-        return StreamMemory(self.budget, num_sinks=0)
+        return StreamMemory(self.num_tokens, num_sinks=0)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of the keys and values of at most `budget` tokens."""
-        return min(tokens, self.budget) * shape.token_bytes
+        return min(tokens, self.num_tokens) * shape.token_bytes
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,15 @@ class SinksPolicy(WindowPolicy):
     def __post_init__(self) -> None:
         if self.num_sinks < 0:
             raise ValueError(f"num_sinks={self.num_sinks}: must not be negative")
-        if self.budget < self.num_sinks + 1:
+        if self.num_tokens < self.num_sinks + 1:
             raise ValueError(
-                f"budget={self.budget}: must be at least {self.num_sinks + 1}, for {self.num_sinks} sinks "
-                "and the query's own token"
+                f"budget={self.num_tokens}: must be at least {self.num_sinks + 1}, for {self.num_sinks} "
+                "sinks and the query's own token"
             )
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
-        return StreamMemory(self.budget, self.num_sinks)
+        return StreamMemory(self.num_tokens, self.num_sinks)
 
 
 class StreamMemory(LayerMemory):

@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from scrubjay.memory.context.policies.base import (
     CacheShape,
-    ContextPolicy,
     LayerMemory,
     LayerStats,
     Step,
@@ -31,16 +30,18 @@ from scrubjay.memory.context.policies.base import (
     check_minimums,
     extend_valid,
 )
+from scrubjay.memory.context.policies.budget import BudgetPolicy
 from scrubjay.memory.context.policies.buffers import compact, gather_columns, keep_best, rate_tokens
 from scrubjay.memory.context.policies.dense import Scoring
 
 
 @dataclass(frozen=True)
-class SnapKVPolicy(ContextPolicy):
+class SnapKVPolicy(BudgetPolicy):
     """Keep the last `window` tokens of a prompt and the earlier tokens that they attend to most."""
 
-    budget: int = 1024
-    """Number of prompt tokens to keep. Generation adds up to `window - 1` tokens before it evicts tokens."""
+    budget: int | None = None
+    """Number of prompt tokens to keep. Generation adds up to `window - 1` tokens before it evicts tokens.
+    Default: the model's window, at most 8,192."""
     window: int = 32
     """Number of last tokens whose queries select the tokens to keep. These last tokens are always kept."""
     kernel: int = 15
@@ -57,9 +58,9 @@ class SnapKVPolicy(ContextPolicy):
     def __post_init__(self) -> None:
         check_minimums(self, window=1, num_sinks=0)
         check_kernel(self.kernel)
-        if self.budget < self.window + self.num_sinks:
+        if self.num_tokens < self.window + self.num_sinks:
             raise ValueError(
-                f"budget={self.budget}: must be at least {self.window + self.num_sinks}, for the last "
+                f"budget={self.num_tokens}: must be at least {self.window + self.num_sinks}, for the last "
                 f"{self.window} tokens (window) and {self.num_sinks} sinks"
             )
 
@@ -77,9 +78,9 @@ class SnapKVPolicy(ContextPolicy):
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of the cache and of the last `window` queries."""
-        columns = min(tokens, self.budget)
-        if not at_once and tokens >= self.budget:
-            columns += (tokens - self.budget) % self.window
+        columns = min(tokens, self.num_tokens)
+        if not at_once and tokens >= self.num_tokens:
+            columns += (tokens - self.num_tokens) % self.window
         queries = shape.layers * shape.batch * shape.heads * shape.key_width * shape.itemsize
         return columns * shape.token_bytes + min(tokens, self.window) * queries
 
@@ -93,7 +94,7 @@ class SnapKVMemory(LayerMemory):
 
     def __init__(self, policy: SnapKVPolicy) -> None:
         super().__init__()
-        self.policy, self.budget = policy, policy.budget
+        self.policy, self.budget = policy, policy.num_tokens
         self._pending: _PendingPrompt | None = None
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
@@ -131,7 +132,7 @@ class SnapKVMemory(LayerMemory):
         Before `settle` is called, this also evicts tokens of the prompt that the layer has just read.
         """
         # The policy validates the budget.
-        self.budget = replace(self.policy, budget=budget).budget
+        self.budget = replace(self.policy, budget=budget).num_tokens
         if self._pending is None:
             return
         valid, columns = self.state.get("valid"), self.state["keys"].shape[2]

@@ -108,3 +108,43 @@ def test_a_real_model_answers_and_remembers(smollm2):
     assert "Paris" in capital.text
     assert "Rome" in italy.text
     assert read(italy) >= capital.usage_metadata["total_tokens"] - 1
+
+
+@pytest.mark.parametrize("policy", ["sinks", "window", "h2o", "snapkv", "full", "chunks", "recycled"])
+def test_answers_report_the_tokens_that_the_policy_dropped(chat, policy):
+    model = chat(policy=policy, budget=60, max_tokens=12, track_tokens=True)
+    for number in range(3):
+        message = model.invoke("Hello " * (10 + 40 * number), {"configurable": {"thread_id": "a"}})
+        count = message.response_metadata["dropped_tokens"]
+        cache = model._conversations.latest("a").cache
+        tokens = cache.get_retained_tokens().values()
+        assert count == max(int((~each.stored_mask).sum(dim=-1).max()) for each in tokens)
+        assert count == model.dropped_tokens("a") == cache.dropped_tokens
+        assert (count > 0) == (cache.policy.drops and cache.get_seq_length() > 75) or number == 0
+    chunks = list(model.stream("Hello " * 90, {"configurable": {"thread_id": "a"}}))
+    assert [c.response_metadata["dropped_tokens"] for c in chunks if c.response_metadata] == [
+        model.dropped_tokens("a")
+    ]
+    assert model.dropped_tokens("b") == 0
+
+
+def test_the_default_budget_is_that_of_the_model(chat, tiny_chat):
+    window = tiny_chat[0].config.max_position_embeddings
+    model = chat()
+    assert model.context_policy == context.make("sinks", budget=min(window, 8192))
+    model.invoke("Hello")
+    assert model._conversations.latest(None).cache.policy == model.context_policy
+    assert model.tokens_in_view == window - model.max_tokens
+    assert model.invoke("Hello").usage_metadata["input_token_details"]["cache_read"] > 0
+
+
+def test_positions_beyond_the_training_length_are_refused_under_every_policy(chat, tiny_chat):
+    window = tiny_chat[0].config.max_position_embeddings
+    for policy, budget in (("full", None), ("sinks", window + 1), ("chunks", window), ("snapkv", window)):
+        model = chat(policy=policy, budget=budget)
+        assert model.invoke("Hello").text
+        with pytest.raises(ValueError, match=f"trained on at most {window} tokens"):
+            model.invoke("Hello " * window)
+    assert (
+        chat(policy="sinks", budget=window).invoke("Hello " * window).response_metadata["dropped_tokens"] > 0
+    )

@@ -1,11 +1,15 @@
 """Templates of all structures contain the whole conversation, and tool calls work with each of them."""
 
+import copy
+from typing import Any
+
 import pytest
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.chat.prompt import write_prompt
+from scrubjay.memory.context.quotes import build_chat_prompt
 
 from .talking import adder
 from .templates import TEMPLATES
@@ -107,3 +111,53 @@ def test_a_role_that_a_template_leaves_out_is_refused(tiny_chat):
     messages = [HumanMessage("First?"), ChatMessage(content="Hm.", role="critic")]
     with pytest.raises(ValueError, match="leaves out the critic message"):
         write_prompt(tiny_chat[1], messages, template=TEMPLATES["phi"])
+
+
+NAMED = {
+    "default": "D{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+    "tool_use": "T{{ tools | tojson }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+}
+
+
+def prompt_of(templates, tools=(), template=None, tokenizer: Any = None):
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = templates
+    return write_prompt(tokenizer, [HumanMessage("First?")], tools, template=template)
+
+
+@pytest.mark.parametrize("as_list", [False, True], ids=["dict", "list"])
+def test_named_templates_follow_the_convention_of_transformers(as_list, tiny_chat):
+    tool = convert_to_openai_tool(adder)
+    templates = [{"name": n, "template": t} for n, t in NAMED.items()] if as_list else NAMED
+    for tools, first in (([], "D"), ([tool], "T")):
+        prompt = prompt_of(templates, tools, tokenizer=tiny_chat[1])
+        assert prompt.startswith(first)
+        assert "First?" in prompt
+        assert prompt_of("plain {{ messages[0].content }}", tools, NAMED, tiny_chat[1]).startswith(first)
+    assert prompt_of(templates, [], "tool_use", tiny_chat[1]).startswith("T")
+    assert prompt_of({"rag": NAMED["default"]}, [tool], tokenizer=tiny_chat[1]).startswith("D")
+    assert prompt_of({"default": NAMED["default"]}, [tool], tokenizer=tiny_chat[1]).startswith("D")
+
+
+def test_templates_that_no_convention_selects_are_refused_by_name(tiny_chat):
+    templates = {"rag": NAMED["default"], "tool_use": NAMED["tool_use"]}
+    with pytest.raises(ValueError, match=r"templates are 'rag', 'tool_use', and none of them is 'default'"):
+        prompt_of(templates, tokenizer=tiny_chat[1])
+    with pytest.raises(ValueError, match=r"'rags': no template of this name; choose from 'rag', 'tool_use'"):
+        prompt_of(templates, [], "rags", tiny_chat[1])
+    assert prompt_of(templates, [], "rag", tiny_chat[1]).startswith("D")
+
+
+def test_a_folder_with_several_templates_answers_with_and_without_tools(tiny_chat, tmp_path):
+    model, tokenizer = tiny_chat
+    model.save_pretrained(tmp_path)
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = NAMED
+    tokenizer.save_pretrained(tmp_path)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    local = LocalChatModel(model=str(tmp_path), temperature=0, max_tokens=40)
+    assert local.invoke("Hello").text
+    assert end in local.loaded_model.end_tokens
+    assert local.bind_tools([adder], tool_choice="any").invoke("Hello", max_tokens=80).tool_calls
+    prompt = build_chat_prompt(local.loaded_model.tokenizer, "Which?")
+    assert prompt.before.startswith("D")

@@ -44,7 +44,9 @@ class SpreadPolicy(SnapKVPolicy):
 
     def allocate(self, stats: Sequence[LayerStats], shape: CacheShape) -> Sequence[int]:
         columns, preferences = zip(*stats, strict=True)
-        return split_budget(self.budget * shape.layers, preferences, columns, self.window + self.num_sinks)
+        return split_budget(
+            self.num_tokens * shape.layers, preferences, columns, self.window + self.num_sinks
+        )
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "extending" / "policy.md"

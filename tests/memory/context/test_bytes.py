@@ -16,12 +16,12 @@ pytestmark = pytest.mark.usefixtures("register_test_policies")
 
 def walk(cache) -> dict[str, int]:
     """Return the bytes of the storages that objects of the cache refer to, in memory and in files."""
-    stack, seen, sizes = [cache], set(), {"memory": {}, "disk": {}}
+    stack, done_ids, sizes = [cache], set(), {"memory": {}, "disk": {}}
     while stack:
         value = stack.pop()
-        if id(value) in seen:
+        if id(value) in done_ids:
             continue
-        seen.add(id(value))
+        done_ids.add(id(value))
         if isinstance(value, Tensor):
             storage = value.untyped_storage()
             sizes["memory" if storage.filename is None else "disk"][storage.data_ptr()] = storage.nbytes()
@@ -35,9 +35,9 @@ def walk(cache) -> dict[str, int]:
 
 
 def check(cache):
-    held = walk(cache)
-    assert cache.nbytes() == held["memory"]
-    assert cache.nbytes("disk") == held["disk"]
+    sizes = walk(cache)
+    assert cache.nbytes() == sizes["memory"]
+    assert cache.nbytes("disk") == sizes["disk"]
     assert cache.nbytes("cpu") == 0  # the model's device is the main memory
 
 

@@ -156,7 +156,7 @@ def test_budgets_follow_measurements_and_sum_to_the_total(model, text):
     cache = PolicyCache(SPREAD, model)
     read(model, cache, text)
     assert columns(cache) == budgets(cache)
-    assert sum(budgets(cache)) == 4 * SPREAD.budget
+    assert sum(budgets(cache)) == 4 * SPREAD.num_tokens
     assert len({*budgets(cache)}) > 1
     # The definition: the model's own attention of the last 4 tokens, layer by layer.
     model.set_attn_implementation("eager")
@@ -217,7 +217,7 @@ def test_the_cache_never_exceeds_the_budgets_and_one_layers_prompt(tiny_llama, m
     monkeypatch.setattr(PolicyCache, "allocate", record)
     cache = PolicyCache(SPREAD, model)
     read(model, cache, ids)
-    limit = 8 * SPREAD.budget
+    limit = 8 * SPREAD.num_tokens
     assert len(counts) == 8
     assert all(before <= limit + 300 and after <= limit for before, after in counts)
     assert cache.nbytes() == SPREAD.nbytes(300, cache.shape())
