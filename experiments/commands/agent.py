@@ -19,7 +19,7 @@ from scrubjay.agents.embeddings import make_embeddings
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.failures import bad_input, check_at_least
 from scrubjay.experiments.cli.untrusted_text import as_json, printable
-from scrubjay.experiments.commands.options import ContextPolicy, Device, Embeddings
+from scrubjay.experiments.commands.options import ContextPolicy, Device, Embeddings, MaxTokens
 from scrubjay.experiments.files import read_text
 from scrubjay.experiments.lm.models import open_bank, open_chat_model, open_for_recall, read_namespace
 from scrubjay.experiments.lm.tuning import append_records, rejection_reason
@@ -101,8 +101,7 @@ class AgentOptions:
     """Print one JSON object per question instead of the answer."""
     temperature: float | None = None
     """Sampling temperature; 0 is greedy decoding. Default: set by the local model or the provider."""
-    max_tokens: int | None = None
-    """Maximum tokens of a reply; default: 512 for a local model, else set by the provider."""
+    max_tokens: MaxTokens = None
     call_bias: float = 0.0
     """Logit bias of a local model towards tool calls; about 4 suits small models, 0 disables it."""
     seed: int | None = None

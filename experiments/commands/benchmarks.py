@@ -17,7 +17,7 @@ from scrubjay.experiments import files as json_reader
 from scrubjay.experiments.cli.arguments import choose, parse
 from scrubjay.experiments.cli.failures import UsageError, bad_input, describe
 from scrubjay.experiments.cli.untrusted_text import format_entries, one_line, show_help, table
-from scrubjay.experiments.commands.options import Device, Embeddings, MaxTokens
+from scrubjay.experiments.commands.options import Device, Embeddings
 from scrubjay.experiments.lm.kagentbench import WEIGHTS, join, score
 from scrubjay.experiments.lm.models import open_chat_model
 from scrubjay.experiments.lm.options import (
@@ -104,7 +104,8 @@ class BenchOptions:
     """Maximum prompt tokens of the answering model; at most its context window."""
     questions: int | None = None
     """Maximum number of questions per text; later ones are skipped. Default: all."""
-    max_tokens: MaxTokens = 64
+    max_tokens: int = 64
+    """Maximum tokens of an answer."""
     max_seconds: float = 300.0
     """Time limit in seconds for each call to a provider."""
     device: Device = "cpu"

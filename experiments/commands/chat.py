@@ -19,7 +19,7 @@ from scrubjay.experiments.cli import arguments
 from scrubjay.experiments.cli.arguments import did_you_mean
 from scrubjay.experiments.cli.failures import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, printable
-from scrubjay.experiments.commands.options import Budget, ContextPolicy, Device
+from scrubjay.experiments.commands.options import Budget, ContextPolicy, Device, MaxTokens
 from scrubjay.experiments.files import parse, read_untrusted
 from scrubjay.experiments.lm.models import open_local_model
 
@@ -52,8 +52,7 @@ class ChatOptions:
     """Sampling temperature; default: 0, greedy decoding."""
     top_p: float | None = None
     """Nucleus sampling: sample from the most likely tokens with this total probability; default: 0.95."""
-    max_tokens: int | None = None
-    """Maximum tokens of an answer; default: 512."""
+    max_tokens: MaxTokens = None
     seed: int | None = None
     """Random seed; default: answers vary."""
     device: Device = "cpu"

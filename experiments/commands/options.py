@@ -49,7 +49,10 @@ Budget = Annotated[
         "model's window, at most 8,192."
     ),
 ]
-MaxTokens = Annotated[int, arg(help="Maximum tokens of an answer.")]
+MaxTokens = Annotated[
+    int | None,
+    arg(help="Maximum tokens of an answer. Default: 512 for a local model, otherwise set by the provider."),
+]
 Device = Annotated[str, arg(help="Device of a local model, such as cpu or cuda.")]
 
 # Memory banks

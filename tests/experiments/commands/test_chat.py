@@ -141,3 +141,22 @@ def test_control_c_twice_stops_at_once_and_not_the_chat(folder, monkeypatch):
     assert len(replies) == 2
     # The conversation is not lost but processed again.
     assert costs[1][0] - costs[1][2] == costs[1][1] > costs[0][0]
+
+
+def test_dropped_tokens_are_told_with_their_cost(talk):
+    _, out, _ = talk("Hello " * 60, "/policy chunks 40", "Hello " * 60)
+    first, second = re.findall(r"written\), cache [\d.]+ MiB([^,\n]*)", " ".join(out.split()))
+    assert re.search(r"\((\d+) tokens dropped; keep them with /policy chunks", first)
+    assert "dropped" not in second
+
+
+def test_defaults_are_those_of_the_chat_model(folder):
+    from scrubjay.agents import LocalChatModel
+
+    chat, model = (
+        Chat(ChatOptions(model=folder), Console(file=io.StringIO()))._chat,
+        LocalChatModel(model=folder),
+    )
+    for name in ("temperature", "top_p", "max_tokens", "budget", "seed", "policy"):
+        assert getattr(chat, name) == getattr(model, name)
+    assert model.temperature == 0  # greedy, as transformers generates by default
