@@ -194,6 +194,8 @@ def _replace_hidden(like, hidden):
 def read_and_record(model, cache, ids, cuts, monkeypatch):
     """Return logits, and for each layer under the policy the tokens read by each single-token call."""
     values = {layer.index: [] for layer in cache.attention_layers}
+    for layer in cache.attention_layers:
+        layer.memory.tracks_reads = True
     tokens_read, attend = {}, PolicyLayer.attend
 
     def record_attend(self, query, keys, new, mask, scoring):

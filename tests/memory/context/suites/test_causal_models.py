@@ -43,7 +43,8 @@ def test_a_model_equals_the_definition_or_is_refused(name):
     for reason in outcome.reasons.values():
         assert "\n" not in reason
         assert "use " in reason
-    cases.compare(name, outcome.policies)
+    if outcome.policies:
+        cases.compare(name, outcome.policies)
 
 
 def test_the_page_has_every_model():
