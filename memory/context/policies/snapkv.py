@@ -176,9 +176,12 @@ class SnapKVMemory(LayerMemory):
         """Append new tokens, and move each row's padding to the front; return the mask of valid tokens."""
         window = self.policy.window
         new = {"keys": keys, "values": values, "queries": query}
-        if self.state:
-            new = {name: torch.cat([self.state[name], tensor], dim=2) for name, tensor in new.items()}
-        valid = self.state.get("valid")
+        valid, past = self.state.get("valid"), self.state
+        if past and valid is None and not step.padded and step.length < window:
+            # Only the last queries are copied.
+            past = past | {"queries": past["queries"][:, :, -(window - step.length) :]}
+        if past:
+            new = {name: torch.cat([past[name], tensor], dim=2) for name, tensor in new.items()}
         if valid is None and not step.padded:
             new["queries"] = new["queries"][:, :, -window:]
             self.state = {name: compact(tensor) for name, tensor in new.items()}
