@@ -148,8 +148,8 @@ class Models:
 
     def define(self, text: Text, rule: Rule) -> tuple[Tensor, float, list[bool]]:
         """Return the logits of the definition, their rounding error in float32, and the full layers."""
-        exact, is_full, _ = definition.define(self.double, text, self.calls[0], rule)
-        approximate, _, _ = definition.define(self.single, text, self.calls[1], rule)
+        exact, is_full = definition.define(self.double, text, self.calls[0], rule)
+        approximate, _ = definition.define(self.single, text, self.calls[1], rule)
         rounding = error(exact, approximate, text)
         assert rounding < 1e-3 * float(exact.abs().max()), "rounding would hide an error"
         return exact, rounding, is_full

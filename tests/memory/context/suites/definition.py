@@ -168,8 +168,8 @@ def run(model: PreTrainedModel, text: Text, **options: Any) -> Tensor:
 @torch.no_grad()
 def define(
     model: PreTrainedModel, text: Text, calls: Sequence[nn.Module], rule: Rule
-) -> tuple[Tensor, list[bool], list[Tensor | None]]:
-    """Return the logits under a rule, whether each call has full attention, and its attention weights.
+) -> tuple[Tensor, list[bool]]:
+    """Return the logits under a rule, and whether each call has full attention.
 
     Calls whose own mask hides earlier tokens keep their mask.
     """
@@ -180,22 +180,23 @@ def define(
         torch.cat([text.mask, torch.ones_like(any_copies.tokens)], dim=1),
         torch.cat([text.positions, any_copies.positions], dim=1),
     )
-    pass_ = _Pass(length, rule, [], [])
+    hooks = _Hooks(length, rule)
     with ExitStack() as stack:
         stack.enter_context(implementation(model, "eager"))
         for module in dict.fromkeys(calls):
-            pass_.hook(module, stack)
-        return run(model, longer)[:, :length], pass_.is_full, pass_.weights
+            hooks.install(module, stack)
+        return run(model, longer)[:, :length], hooks.is_full
 
 
-class _Pass:
+class _Hooks:
     """Hooks of one forward pass."""
 
-    def __init__(self, length: int, rule: Rule, is_full: list[bool], weights: list[Tensor | None]) -> None:
-        self.length, self.rule, self.is_full, self.weights = length, rule, is_full, weights
+    def __init__(self, length: int, rule: Rule) -> None:
+        self.length, self.rule = length, rule
+        self.is_full: list[bool] = []
 
-    def hook(self, module: nn.Module, stack: ExitStack) -> None:
-        """Change the inputs of an attention module, and record its weights, until the stack is closed."""
+    def install(self, module: nn.Module, stack: ExitStack) -> None:
+        """Change the inputs of an attention module until the stack is closed."""
         signature = inspect.signature(module.forward)
 
         def change_inputs(_: nn.Module, args: Any, options: Any) -> Any:
@@ -214,12 +215,7 @@ class _Pass:
         def copy_outputs(_: nn.Module, __: Any, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return tuple(self._copy(x, self.rule(len(self.is_full) - 1)) for x in outputs)
 
-        def record_weights(_: nn.Module, __: Any, outputs: Any) -> None:
-            weights = outputs[1] if isinstance(outputs, tuple) and len(outputs) > 1 else None
-            self.weights.append(weights)
-
         stack.callback(module.register_forward_pre_hook(change_inputs, with_kwargs=True).remove)
-        stack.callback(module.register_forward_hook(record_weights).remove)
         if mixer := _MIXERS.get(type(module).__name__):
             stack.callback(getattr(module, mixer).register_forward_hook(copy_outputs).remove)
 

@@ -64,14 +64,14 @@ def test_the_definition_is_the_models_own_pass_if_nothing_is_dropped():
     calls = definition.attention_calls(model, text)
     with torch.no_grad():
         expected = definition.run(model, text)
-    logits, is_full, _ = definition.define(model, text, calls, lambda _: definition.view_text(text))
+    logits, is_full = definition.define(model, text, calls, lambda _: definition.view_text(text))
     assert is_full == [True, True]
     assert cases.error(logits, expected, text) < 1e-5
     everything = definition.causal_mask(text)
     reports = [everything[:, None].repeat(1, 2, 1, 1)] * 2
     for moves in (True, False):
         views = definition.view_reports(text, reports, [4, 4], moves)
-        again, _, _ = definition.define(model, text, calls, lambda index, x=views: x[index])
+        again, _ = definition.define(model, text, calls, lambda index, x=views: x[index])
         assert cases.error(again, expected, text) < 1e-5
 
 
@@ -101,8 +101,8 @@ def test_bfloat16_is_as_near_as_the_models_own_attention(name, policy):
         budget = cases.LENGTH if policy == "full" else cases.BUDGET
         view = definition.view_stream(text, budget, cases.SINKS if policy == "sinks" else 0)
         calls = [definition.attention_calls(model, text) for model in (exact_model, half)]
-        exact, _, _ = definition.define(exact_model, text, calls[0], lambda _, x=view: x)
-        own, _, _ = definition.define(half, text, calls[1], lambda _, x=view: x)
+        exact, _ = definition.define(exact_model, text, calls[0], lambda _, x=view: x)
+        own, _ = definition.define(half, text, calls[1], lambda _, x=view: x)
         cache = PolicyCache(context.make(policy, **cases.POLICIES[policy]), half)
         logits = cases.read(half, cache, text, cases.BLOCKS)
         assert logits.dtype == torch.bfloat16
