@@ -30,11 +30,11 @@ HIDDEN = {hidden!r}
 find = PathFinder.find_spec
 
 
-def find_spec(name, path=None, target=None):
+def find_spec(cls, name, path=None, target=None):
     return None if name.partition(".")[0] in HIDDEN else find(name, path, target)
 
 
-PathFinder.find_spec = find_spec
+PathFinder.find_spec = classmethod(find_spec)  # pytest copies the attribute to a class of its own
 """
 MODULES = {"mlflow_skinny": "mlflow"}
 """Modules that have another name than their package."""

@@ -201,9 +201,14 @@ def add_vectors(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.nda
     try:
         graph.add(numbers[:_NUM_ROOTS], vectors[:_NUM_ROOTS], threads=1)
         graph.add(numbers[_NUM_ROOTS:], vectors[_NUM_ROOTS:])
-        found_numbers = graph.search(vectors[0], len(numbers)).keys
-        unreachable = ~np.isin(numbers, found_numbers.astype(numbers.dtype))
-        if unreachable.any():
+        limit = len(numbers)
+        while True:
+            reached = graph.search(vectors[0], len(numbers)).keys
+            unreachable = ~np.isin(numbers, reached.astype(numbers.dtype))
+            # A record that was added again can be unreachable again. Repeat while this halves their number.
+            if not 0 < unreachable.sum() <= limit:
+                break
+            limit = unreachable.sum() // 2
             graph.remove(numbers[unreachable])
             graph.add(numbers[unreachable], vectors[unreachable], threads=1)
     except RuntimeError as error:

@@ -1,5 +1,7 @@
 """The browse tool on pages of a local server."""
 
+import pytest
+
 from scrubjay.agents.tools.browse import select_passages
 
 from .asking import ask
@@ -17,6 +19,7 @@ JAY = "Scrub jays hide thousands of acorns every autumn and remember for months 
 MOON = "The moon was full above the oaks while nobody in the whole valley was awake to look up at it. " * 3
 
 
+@pytest.mark.requires("trafilatura")
 def test_a_page_becomes_its_text(serve):
     site = serve({"/": ("text/html", article(JAY, MOON).encode()), "/raw": ("text/plain", b"plain words")})
     answer = ask("browse", url=site.url)
@@ -27,6 +30,7 @@ def test_a_page_becomes_its_text(serve):
     assert ask("browse", url=site.url + "raw").content == f"{site.url}raw\nplain words"
 
 
+@pytest.mark.requires("trafilatura")
 def test_a_chinese_page_names_its_own_encoding(serve):
     text = "松鸦把橡子藏在许多地方，并且记得每一处的位置和时间，几个月以后仍然能够准确地找到它们。" * 5
     page = article(text, charset='<meta charset="gbk">').encode("gbk")
@@ -67,6 +71,7 @@ def test_a_question_chooses_passages_in_order_and_shows_what_is_left_out():
     assert "松鸦把橡子藏起来" in select_passages(chinese, "松鸦藏什么", 60, "[...]")
 
 
+@pytest.mark.requires("trafilatura")
 def test_a_page_without_text_says_so(serve):
     site = serve({"/": ("text/html", b"<html><body></body></html>")})
     assert "has no text" in ask("browse", url=site.url).content

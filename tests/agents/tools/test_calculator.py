@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from scrubjay.agents.tools import make_tools
 from scrubjay.agents.tools.calculator import FUNCTIONS, MAX_BITS, calculate
 
+pytestmark = pytest.mark.requires("simpleeval")
+
 NUMBERS = st.integers(-1000, 1000) | st.floats(-1e6, 1e6).map(lambda number: float(f"{number:.6f}"))
 EXPRESSIONS = st.recursive(
     NUMBERS.map(lambda number: f"({number})"),

@@ -1,8 +1,11 @@
 """The calendar tool."""
 
+import pytest
+
 from .asking import ask
 
 
+@pytest.mark.requires("lunar_python", "holidays")
 def test_a_calendar_of_days():
     festival = ask("calendar", start="2026-02-17").content
     assert festival.startswith("2026-02-17 Tuesday, week 8, month 1 day 1")

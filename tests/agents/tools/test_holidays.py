@@ -4,6 +4,8 @@ import pytest
 
 from .asking import ask
 
+pytestmark = pytest.mark.requires("holidays", "lunar_python")
+
 
 def test_holidays_of_countries():
     china = ask("holidays", "zh", country="中国", year=2026)

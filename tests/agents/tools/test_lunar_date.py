@@ -11,7 +11,7 @@ from scrubjay.agents.tools.calendar import CHINA, from_lunar, to_lunar
 
 from .asking import ask
 
-pytestmark = pytest.mark.requires("ephem")
+pytestmark = pytest.mark.requires("ephem", "lunar_python")
 
 LUNAR_DAYS = st.dates(date(1900, 2, 1), date(2100, 12, 31))
 

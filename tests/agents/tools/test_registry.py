@@ -62,6 +62,7 @@ def test_offline_leaves_network_tools_out_unless_they_are_named():
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.requires("holidays", "lunar_python", "simpleeval")
 def test_tools_of_time_answer_in_both_languages(language):
     for tool in make_tools(offline=True, language=language, clock=clock):
         message = call(tool, **EXAMPLES[tool.name])
@@ -71,6 +72,7 @@ def test_tools_of_time_answer_in_both_languages(language):
             assert message.content.isascii()
 
 
+@pytest.mark.requires("holidays", "lunar_python", "simpleeval")
 def test_the_clock_is_the_given_one():
     (calendar, delta) = make_tools(["calendar", "time_delta"], clock=clock)
     assert call(calendar).content.startswith("2026-11-25 Wednesday")

@@ -9,7 +9,7 @@ import pytest
 
 from scrubjay.agents.tools.calendar import TERMS, solar_terms
 
-pytestmark = pytest.mark.requires("ephem")
+pytestmark = pytest.mark.requires("ephem", "lunar_python")
 
 
 def sun_longitude(moment: datetime) -> float:

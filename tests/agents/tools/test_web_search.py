@@ -7,6 +7,7 @@ from scrubjay.agents.tools import make_tools
 from .asking import call
 
 
+@pytest.mark.requires("ddgs")
 def test_search_without_an_engine_in_reach_is_unavailable():
     (tool,) = make_tools(["web_search"])
     from ddgs import DDGS
