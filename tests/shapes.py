@@ -27,7 +27,7 @@ INCOMPLETE = ("test_every_agent_keeps_its_own_limit",)
 # Widths that only repeat the laws at another size.
 REPEATED = ("dim22",)
 FILES = re.compile(
-    r"tests/(memory/test_|memory/(miras|parts|scan|sparse|titans)/|kernels/\w+/test_op\.py|agents/rl/)"
+    r"tests/(memory/test_|memory/(miras|parts|scan|sparse|titans)/|kernels/\w+/test_(op|vectorized)\.py|agents/rl/)"
 )
 """Files with tests whose calls are checked."""
 

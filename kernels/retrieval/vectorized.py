@@ -75,7 +75,9 @@ def _in_blocks(tensors: Tensors, choice: Choice, path: str, run: Callable[[Tenso
     return _concatenate(blocks, dim=0)
 
 
-def _concatenate(parts: Sequence[ReadOut], dim: int) -> ReadOut:
+def _concatenate(
+    parts: Sequence[tuple[Float[Tensor, "_ _ H V"], Float[Tensor, "_ _ H"] | None]], dim: int
+) -> ReadOut:
     normalisers = [lse for _, lse in parts if lse is not None]
     return torch.cat([out for out, _ in parts], dim=dim), torch.cat(
         normalisers, dim=dim

@@ -203,8 +203,8 @@ def add_vectors(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.nda
         graph.add(numbers[_NUM_ROOTS:], vectors[_NUM_ROOTS:])
         limit = len(numbers)
         while True:
-            reached = graph.search(vectors[0], len(numbers)).keys
-            unreachable = ~np.isin(numbers, reached.astype(numbers.dtype))
+            matches = graph.search(vectors[0], len(numbers))
+            unreachable = ~np.isin(numbers, matches.keys.astype(numbers.dtype))
             # A record that was added again can be unreachable again. Repeat while this halves their number.
             if not 0 < unreachable.sum() <= limit:
                 break
