@@ -1,8 +1,10 @@
 """Output of an earlier build is not a source of the site."""
 
+import pytest
 from sphinx.project import Project
 
 
+@pytest.mark.requires("transformers")
 def test_output_of_a_build_is_no_page(from_docs, tmp_path):
     """The second `make docs` would fail, because no page links to the output."""
     for file in ("site/_downloads/1f/README.md", "jupyter_execute/tutorials/own.ipynb"):

@@ -27,6 +27,7 @@ def parse_replies(*replies, binds=True):
 INVALID = {"name": "look_up", "args": '{"name": "Ada"', "id": "x", "error": "cut off"}
 
 
+@pytest.mark.requires("json_repair")
 def test_a_call_that_the_provider_could_not_parse_is_repaired():
     methods, result, _ = parse_replies(AIMessage("", invalid_tool_calls=[INVALID]), "done", "1815.")
     assert methods == [("invalid_tool_calls",)]

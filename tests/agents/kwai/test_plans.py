@@ -30,6 +30,7 @@ PLAN = {
         (json.dumps(PLAN).replace('"command"', "command") + " So far.", "repaired"),
     ],
 )
+@pytest.mark.requires("json_repair")
 def test_a_plan_is_read_whole_whatever_surrounds_it(text, method):
     plan = read_plan(text)
     assert (plan.task_name, plan.call.name, plan.call.arguments) == (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import scrubjay.agents.langchain as integrations
 
 WITHOUT = """
@@ -40,6 +42,7 @@ def test_without_the_extra_the_rest_works_and_the_error_names_it():
     assert results.keys() == set(integrations.__all__)
 
 
+@pytest.mark.requires("langchain", "langgraph", "transformers", "llguidance")
 def test_all_names_are_there():
     assert all(callable(getattr(integrations, name)) for name in integrations.__all__)
     assert not hasattr(integrations, "BankNothing")

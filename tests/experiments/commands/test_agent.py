@@ -68,6 +68,7 @@ def mine(tmp_path):
     sys.modules.pop("my_tools", None)
 
 
+@pytest.mark.requires("simpleeval")
 def test_steps_go_to_one_stream_and_the_answer_to_the_other(ask):
     replies = [call("calculator", expression="17 * 23"), "enough", "It is 391."]
     code, out, err, _ = ask(replies, "What is 17 * 23?", "--tools", "calculator")
@@ -111,6 +112,7 @@ def test_one_json_object_tells_everything(ask):
     assert message["usage"]["total_tokens"] > 0
 
 
+@pytest.mark.requires("simpleeval")
 def test_a_turn_is_looked_at_on_a_page(ask, tmp_path):
     replies = [call("calculator", expression="17 * 23"), "enough", "It is 391."]
     words = ["What is 17 * 23?", "--tools", "calculator", "--look"]
@@ -123,6 +125,7 @@ def test_a_turn_is_looked_at_on_a_page(ask, tmp_path):
     assert "turn.html" in err
 
 
+@pytest.mark.requires("simpleeval")
 def test_a_turn_that_the_model_s_failure_ended_is_looked_at(ask, tmp_path):
     page = tmp_path / "turn.json"
     words = ["What is 17 * 23?", "--tools", "calculator", "--look", str(page)]
@@ -195,6 +198,7 @@ def test_on_a_terminal_it_says_what_it_has(ask):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.requires("simpleeval")
 def test_control_c_keeps_what_was_found_out(ask, terminal):
     replies = [call("calculator", expression="2 + 3"), KeyboardInterrupt(), AIMessage("It was 5.")]
     words = ["--tools", "calculator", "--memory", "m.db"]
@@ -322,6 +326,7 @@ def test_recorded_answers_are_replayed_without_a_network(ask, site):
     assert "Jays cache acorns in autumn." in replay_err
 
 
+@pytest.mark.requires("simpleeval", "ddgs", "trafilatura", "holidays", "lunar_python")
 def test_by_default_it_has_the_tools_that_can_work(monkeypatch):
     def names(has_route=True, **options):
         monkeypatch.setattr(agent_command, "_has_route", lambda: has_route)
@@ -336,6 +341,7 @@ def test_by_default_it_has_the_tools_that_can_work(monkeypatch):
     assert names(tools="calculator, time_delta,calculator") == {"calculator", "time_delta"}
 
 
+@pytest.mark.requires("ddgs", "trafilatura")
 def test_a_replay_has_network_tools_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(agent_command, "_has_route", lambda: False)
     tape = tmp_path / "tape.jsonl"
@@ -358,7 +364,11 @@ def test_a_replay_has_network_tools_without_a_network(tmp_path, monkeypatch):
         (["--export", "no/a"], "folder no for a does not exist"),
         (["--knowledge", "no.txt"], "file no.txt does not exist"),
         (["--memory", "no/m.db"], "folder no for m.db does not exist"),
-        (["--model", "/no/such/model"], "no model at '/no/such/model'"),
+        pytest.param(
+            ["--model", "/no/such/model"],
+            "no model at '/no/such/model'",
+            marks=pytest.mark.requires("transformers"),
+        ),
         (["--policy", "sinkz"], "did you mean 'sinks'"),
         (["--max-steps", "0"], "max_steps=0"),
         (["--export-templates", "0"], "export_templates=0"),

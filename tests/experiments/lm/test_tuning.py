@@ -217,6 +217,7 @@ def test_templates_with_which_a_model_plans_worse_are_dropped():
         rate(templates[0], [], reply)
 
 
+@pytest.mark.requires("simpleeval")
 def test_the_command_adds_records(tmp_path, here, monkeypatch):
     from scrubjay.experiments.commands import agent as agent_command
 

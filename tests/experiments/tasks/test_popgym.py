@@ -16,6 +16,7 @@ from scrubjay.experiments.commands.main import main
         ("popgym:popgym-PositionOnlyPendulumEasy-v0", 200),  # continuous actions
     ],
 )
+@pytest.mark.requires("popgym")
 def test_popgym_trains_and_plays_unchanged(env_id, steps_per_episode, tmp_path, capsys):
     run_dir = tmp_path / "run"
     words = ["train", "ppo", "--env", env_id, "--memory", "hcam", "--run-dir", str(run_dir), "--quiet"]

@@ -121,6 +121,7 @@ def test_words_in_place_of_a_plan_keep_what_they_cost():
         ("name is Ada", {"name": "Ada"}, 4),  # requested again
     ],
 )
+@pytest.mark.requires("json_repair")
 def test_arguments_that_are_no_json_are_repaired_or_asked_for_again(arguments_text, arguments, request_count):
     replies = [calls("birth_year", name="Ada")] if request_count == 4 else []
     with serve(Says(calls=(("birth_year", arguments_text),)), *replies, "ok", "1815.") as server:
@@ -129,6 +130,7 @@ def test_arguments_that_are_no_json_are_repaired_or_asked_for_again(arguments_te
     assert [step.arguments for step in result["steps"]] == [arguments]
 
 
+@pytest.mark.requires("json_repair")
 def test_a_call_that_was_cut_off_is_not_run():
     """Repair would produce a call with incomplete arguments."""
     sent_texts = []
