@@ -154,7 +154,9 @@ def test_what_json_cannot_hold_keeps_nothing_of_its_turn(bank):
 def test_another_process_and_threads_write_the_same_thread(bank, tmp_path):
     history = BankChatMessageHistory(bank, "t")
     code = (
-        "import sys; from scrubjay.memory import MemoryBank; from scrubjay.agents.langchain import BankChatMessageHistory\n"
+        "import sys\n"
+        "from scrubjay.memory import MemoryBank\n"
+        "from scrubjay.agents.langchain import BankChatMessageHistory\n"
         "with MemoryBank(sys.argv[1]) as bank:\n"
         "    for n in range(20): BankChatMessageHistory(bank, 't').add_user_message(f'other {n}')"
     )
