@@ -9,6 +9,7 @@ import pydoc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,11 @@ import scrubjay
 from scrubjay._lazy import lazy_exports
 
 ROOT = Path(__file__).parent.parent
+EXTRAS = {
+    "scrubjay.agents.langchain": ["langchain", "langgraph", "transformers"],
+    "scrubjay.memory": ["transformers"],
+    "scrubjay.memory.context": ["transformers"],
+}
 PACKAGES = ("agents", "envs", "experiments", "kernels", "memory")
 
 
@@ -40,7 +46,12 @@ def source(package: str) -> str:
     return Path(module.__file__).read_text()
 
 
-@pytest.mark.parametrize("package", packages())
+def with_extras(names: list[str]) -> list[Any]:
+    """Return parameters that require the packages of the extras that some packages need."""
+    return [pytest.param(name, marks=pytest.mark.requires(*EXTRAS.get(name, ()))) for name in names]
+
+
+@pytest.mark.parametrize("package", with_extras(packages()))
 def test_every_exported_name_is_found_and_others_are_not(package):
     module = importlib.import_module(package)
     assert module.__doc__
@@ -50,7 +61,7 @@ def test_every_exported_name_is_found_and_others_are_not(package):
         _ = module.nothing
 
 
-@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize("package", with_extras(packages()))
 def test_dir_and_help_show_public_names(package):
     module = importlib.import_module(package)
     assert set(module.__all__) <= set(dir(module))
@@ -80,7 +91,7 @@ def test_public_subpackages_are_shown_by_the_face_above():
             assert name in dir(importlib.import_module(above)), f"{above} does not show {name}"
 
 
-@pytest.mark.parametrize("package", lazy_packages())
+@pytest.mark.parametrize("package", with_extras(lazy_packages()))
 def test_type_checkers_and_runtime_agree(package):
     """A lazy package declares each name twice: for type checkers and with its module."""
     blocks = [node for node in ast.parse(source(package)).body if isinstance(node, ast.If)]

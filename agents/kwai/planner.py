@@ -8,8 +8,10 @@ unreadable as well, planning ends and the agent writes the answer.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Collection, Generator, Iterator
+import logging
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from scrubjay.agents.kwai.turn import Call, Turn
 from scrubjay.agents.language.prompts import LocalizedError
 from scrubjay.agents.language.text import clean, clean_value, iterate_objects
 
+_log = logging.getLogger(__name__)
 _MAX_REPAIR_LENGTH = 8_000
 _MAX_OBJECTS = 20
 
@@ -195,13 +198,22 @@ def _candidates(text: str) -> Iterator[tuple[str, Any]]:
         elif not has_failed or "command" in value:
             yield "prose", value
     first = text.find("{")
-    if first >= 0:
-        from json_repair import loads  # the import takes 0.1 s; do it only if needed
-
+    if first >= 0 and (loads := _load_repair()) is not None:
         try:
             yield "repaired", loads(text[first:])
         except (ValueError, RecursionError):
             return
+
+
+@functools.cache
+def _load_repair() -> Callable[[str], Any] | None:
+    """Return the function that repairs JSON. Without its package log a warning once and return None."""
+    try:
+        from json_repair import loads  # the import takes 0.1 s; do it only if needed
+    except ModuleNotFoundError:
+        _log.warning("damaged JSON of the model is not repaired: pip install 'scrubjay[agent]'")
+        return None
+    return loads
 
 
 def _as_plan(value: Any, parse_method: str) -> TaskPlan:

@@ -57,7 +57,6 @@ WORK = {
 
 @pytest.mark.parametrize("unit", texts.UNITS.values(), ids=texts.UNITS)
 @pytest.mark.parametrize("work", WORK.values(), ids=WORK)
-@pytest.mark.requires("json_repair")
 def test_four_times_the_text_takes_about_four_times_as_long(work, unit):
     assert texts.growth(work, unit, 10_000) < 8
 
