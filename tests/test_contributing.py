@@ -15,6 +15,8 @@ import scrubjay
 from scrubjay.experiments import Run, train
 from scrubjay.experiments.commands.main import main
 
+pytestmark = pytest.mark.requires("transformers")
+
 ROOT = Path(__file__).parent.parent
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs" / "extending").glob("*.md"))}
 LIMIT = 3

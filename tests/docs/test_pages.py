@@ -8,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.requires("transformers")
+
 
 @pytest.fixture(scope="module")
 def pages(from_docs):

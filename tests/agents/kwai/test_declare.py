@@ -110,8 +110,8 @@ def test_a_tool_that_writes_needs_approval(is_approved):
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        ({"serch": "reads"}, ValueError, "declare={'serch': ...}: unknown tool; the tools are search, send"),
-        ({"serch": "reads"}, ValueError, "did you mean 'search'"),
+        ({"sarch": "reads"}, ValueError, "declare={'sarch': ...}: unknown tool; the tools are search, send"),
+        ({"sarch": "reads"}, ValueError, "did you mean 'search'"),
         ({"search": "read"}, ValueError, "declare={'search': 'read'}: write reads .* writes .* or computes"),
         ({"search": ["reads"]}, ValueError, "write reads"),
         ({"search": False}, ValueError, "write reads"),

@@ -25,6 +25,7 @@ def test_a_form_reads_what_it_wrote(form, thought, arguments):
 
 @settings(max_examples=60)
 @given(st.text() | st.text('{}[]":,<|startofthink|>Action Input:Thought\n', max_size=60))
+@pytest.mark.requires("json_repair")
 def test_any_reply_is_read_as_something(text):
     for form in ("ReACT", "AutoGPT", "ToolLlama", "ModelScope", "KuaiAgent"):
         plan = parse_plan(form, text, [SEARCH])
@@ -32,6 +33,7 @@ def test_any_reply_is_read_as_something(text):
         assert isinstance(read_answer(form, text), str)
 
 
+@pytest.mark.requires("json_repair")
 def test_broken_json_is_mended():
     text = "Sure: {'task_name': 'look', 'command': {'name': 'web_search', 'args': {'text': 'tree'}"
     assert parse_plan("KuaiAgent", text) == StepPlan("look", "web_search", {"text": "tree"})
