@@ -17,7 +17,7 @@ from scrubjay.experiments.cli.arguments import OWN_MODULE_HINT, choose, did_you_
 from scrubjay.experiments.files import CONFIG, parse, read_untrusted
 from scrubjay.experiments.recipes.registry import RECIPES, with_memory
 from scrubjay.experiments.recipes.teams import METHODS, with_method
-from scrubjay.experiments.runs import provenance
+from scrubjay.experiments.runs import ownership
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.kinds import from_fields, missing_fields
 from scrubjay.experiments.runs.reinforcement import RLConfig, TeamTaskConfig
@@ -147,7 +147,7 @@ def _trust_env(config: Any, start: Any, path: Path, text: str, fields: dict[str,
     if start is not None and {"id", "kwargs"}.isdisjoint(fields.get("env", {})):
         name = start.env.id
     elif (file := Path(os.path.realpath(path))).name == CONFIG:
-        return provenance.trust_own(file.parent, text, config)
+        return ownership.trust_own(file.parent, text, config)
     else:
         name = UntrustedName(config.env.id, f"{path} names it and --env does not")
     return dataclasses.replace(config, env=dataclasses.replace(config.env, id=name))

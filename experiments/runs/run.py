@@ -34,7 +34,7 @@ from scrubjay.experiments.files import (
     read_untrusted,
 )
 from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit
-from scrubjay.experiments.runs import provenance
+from scrubjay.experiments.runs import ownership
 from scrubjay.experiments.runs.checkpoint import (
     checkpoint_step,
     latest_checkpoint,
@@ -98,7 +98,7 @@ class Run:
             CONFIG: to_json(config),
         }
         create_run_files(path, contents, _format_resume_command(path))
-        provenance.record(path, str(contents[CONFIG]), config)
+        ownership.record(path, str(contents[CONFIG]), config)
         run = cls(path, config)
         if facts is not None:
             run.facts = facts
@@ -126,7 +126,7 @@ class Run:
             raise ValueError(f"no run at {path}{_list_nearby_runs(path)}") from None
         try:
             config = from_json(text, trust)
-            return cls(path, provenance.trust_own(path, text, config), trust, untrusted=not trust)
+            return cls(path, ownership.trust_own(path, text, config), trust, untrusted=not trust)
         except (ValueError, TypeError) as error:
             own = OWN_MODULE_HINT if isinstance(error, UnknownNameError) else ""
             raise ValueError(f"{path / CONFIG}: {error}{own}") from error
@@ -190,7 +190,7 @@ class Run:
             )
         # Delete the result first: after a kill here the run has its old config and is evaluated again.
         (self.path / RESULT).unlink(missing_ok=True)
-        provenance.replace_config(self.path, self.path / CONFIG, to_json(self.config))
+        ownership.replace_config(self.path, self.path / CONFIG, to_json(self.config))
         self.stored_config = None
 
     @property

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Ownership:
     """Facts about a run that must not change between training and later commands."""
 
     run: str
@@ -76,7 +76,7 @@ def record(run_dir: Path, text: str, config: Any) -> None:
     if config.policy_type is None or isinstance(config.env.id, UntrustedName) or config.env.is_safe:
         return
     try:
-        Provenance.of(run_dir, text, config.env.id).write()
+        Ownership.of(run_dir, text, config.env.id).write()
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         _log.warning("%s: later commands need --trust, since no record could be written: %s", run_dir, error)
 
@@ -97,7 +97,7 @@ def replace_config(run_dir: Path, file: Path, text: str) -> None:
     """Write the new `text` of a run's config.json. The run's record stays valid if it was valid before."""
     old_digest, new_digest = _digest(read_untrusted(file)), _digest(text)
     try:
-        old = Provenance.read(run_dir)
+        old = Ownership.read(run_dir)
     except (OSError, ValueError):
         old = None
     if old is None or old_digest not in old.configs:
@@ -112,13 +112,13 @@ def _find_change(run_dir: Path, text: str, name: str) -> str | None:
     """Return what differs from the record of a run; None if all is the same."""
     module = None
     try:
-        old = Provenance.read(run_dir)
+        old = Ownership.read(run_dir)
         if old is None:
             return "this user did not train the run, or it was moved or copied"
         if _digest(text) not in old.configs:
             return "its config.json has changed since training"
         module = old.module
-        here = Provenance.of(run_dir, text, name)
+        here = Ownership.of(run_dir, text, name)
     except ModuleNotFoundError as error:
         return str(error) if module is None else f"{error}; training found it in {module.folder}"
     except (OSError, RuntimeError, ValueError) as error:

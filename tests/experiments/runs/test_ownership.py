@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scrubjay.experiments.runs import provenance
+from scrubjay.experiments.runs import ownership
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks import environments as names
 
@@ -148,7 +148,7 @@ def test_an_extended_run_is_still_the_users_own(own_run, call):
 @pytest.mark.parametrize("step", range(3))
 def test_a_kill_during_an_extension_leaves_an_own_run(step, own_run, call, monkeypatch):
     """A kill before each of the three writes leaves a run that can be extended."""
-    writes, write = [], provenance.write_atomically
+    writes, write = [], ownership.write_atomically
 
     def write_or_stop(*arguments, **options):
         if len(writes) == step:
@@ -158,7 +158,7 @@ def test_a_kill_during_an_extension_leaves_an_own_run(step, own_run, call, monke
 
     run = Run.load("run").with_total_steps(96)
     with monkeypatch.context() as patch:
-        patch.setattr(provenance, "write_atomically", write_or_stop)
+        patch.setattr(ownership, "write_atomically", write_or_stop)
         with pytest.raises(KeyboardInterrupt):
             run.write_extension()
     assert call(["resume", "run", "--total-steps", 128, "--quiet"]) == (0, "")
