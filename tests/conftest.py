@@ -122,7 +122,7 @@ class Module(pytest.Module):
         try:
             return super().collect()
         except self.CollectError:
-            mark = re.search(r"^pytestmark = .*requires\((.*)\)", self.path.read_text(), re.MULTILINE)
+            mark = re.search(r"^pytestmark = .*requires\((.*?)\)", self.path.read_text(), re.MULTILINE)
             if mark:
                 require_packages(*re.findall(r"\w+", mark[1]))
             raise

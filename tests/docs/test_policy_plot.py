@@ -6,6 +6,8 @@ import pytest
 from scrubjay.memory import context
 from scrubjay.memory.context.policies.sinks import SinksPolicy
 
+pytestmark = pytest.mark.requires("transformers")
+
 
 @pytest.fixture(scope="module")
 def plot(from_docs):

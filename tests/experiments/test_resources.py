@@ -12,6 +12,8 @@ from scrubjay.experiments.runs.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.runs.sequence import SequenceTaskConfig
 from scrubjay.memory import make_config
 
+from .extras import recipe_parameters
+
 
 def test_the_setting_that_needs_most_memory_is_named():
     check_memory_limit({"a": MEMORY_LIMIT - 1, "b": 1})
@@ -19,7 +21,7 @@ def test_the_setting_that_needs_most_memory_is_named():
         check_memory_limit({"a": MEMORY_LIMIT, "b=3": MEMORY_LIMIT + 2**30})
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("ppo", "team")])
+@pytest.mark.parametrize("name", recipe_parameters("ppo", "team"))
 def test_every_recipe_fits_into_the_memory_limit(name):
     check_memory_limit(RECIPES[name]().rough_bytes())
 

@@ -10,6 +10,8 @@ from transformers import JambaConfig, JambaForCausalLM, ZambaConfig, ZambaForCau
 
 from scrubjay.agents import LocalChatModel
 
+pytestmark = pytest.mark.requires("transformers")
+
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 32,

@@ -27,6 +27,8 @@ from langgraph.types import Command, interrupt
 from scrubjay.agents.langchain import Checkpointer
 from scrubjay.memory import MemoryBank
 
+pytestmark = pytest.mark.requires("langgraph")
+
 TESTS = {
     "put": 17,
     "put_writes": 10,

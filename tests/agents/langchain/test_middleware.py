@@ -19,6 +19,8 @@ from scrubjay.memory import MemoryBank
 
 from ..kwai.scripted_model import ScriptedModel, call
 
+pytestmark = pytest.mark.requires("langchain", "langgraph")
+
 ADA = ("user", "ada")
 
 

@@ -33,6 +33,8 @@ from scrubjay.agents.langchain import Checkpointer
 from scrubjay.agents.langchain.serializer import StrictSerializer
 from scrubjay.memory import MemoryBank
 
+pytestmark = pytest.mark.requires("langgraph")
+
 CONFIG: RunnableConfig = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 MOMENT = datetime.datetime(2026, 5, 4, 3, 2, 1, tzinfo=datetime.UTC)
 

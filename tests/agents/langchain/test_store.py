@@ -25,6 +25,8 @@ from scrubjay.agents.langchain import BankStore
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
+pytestmark = pytest.mark.requires("langgraph")
+
 WORDS = st.sampled_from(["ada", "bern", "café", "鸟"])
 SPACES = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map(tuple)
 SCALARS = st.one_of(st.integers(0, 3), WORDS, st.none(), st.booleans())

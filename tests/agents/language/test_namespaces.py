@@ -26,6 +26,8 @@ from scrubjay.memory import MemoryBank
 
 from ..kwai.scripted_model import ScriptedModel, call
 
+pytestmark = pytest.mark.requires("langchain", "langgraph")
+
 USER = ("user", "{user_id}")
 
 

@@ -8,6 +8,8 @@ from scrubjay.agents.rllib import SegmentConfig, SegmentGAMATR, SegmentPPO, Segm
 
 from .configs import ppo_config, team_config
 
+pytestmark = pytest.mark.requires("mpe2")
+
 
 @pytest.mark.parametrize(
     ("algorithm", "config"),

@@ -22,6 +22,8 @@ from scrubjay.experiments import EnvConfig
 
 from .configs import ppo_config, team_config
 
+pytestmark = pytest.mark.requires("mpe2")
+
 
 @given(num_envs=st.integers(1, 100), num_runners=st.integers(1, 100))
 def test_every_row_belongs_to_one_runner_and_shares_are_even(num_envs, num_runners):

@@ -14,6 +14,8 @@ from scrubjay.agents.rllib.runner import SegmentRunner
 
 from .configs import ppo_config, team_config
 
+pytestmark = pytest.mark.requires("mpe2")
+
 
 @pytest.mark.parametrize(
     "config",

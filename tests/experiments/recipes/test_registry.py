@@ -12,13 +12,13 @@ from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.memory import list_memories, make_config
 
+from ..extras import recipe_parameters
+
 NEEDS = {
     "ppo": "a gymnasium environment's id",
     "team": "a ParallelEnv's name",
 }
 """Requirements of recipes that may be missing."""
-EXTRAS = {"spread": "mpe2", "popgym-cartpole": "popgym"}
-"""Recipes whose environments are in an extra."""
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -29,14 +29,7 @@ def test_recipes_bear_their_names_are_described_and_survive_json(name):
     assert from_json(to_json(config)) == config
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.requires(*filter(None, [EXTRAS.get(name)])))
-        for name in RECIPES
-        if name not in NEEDS
-    ],
-)
+@pytest.mark.parametrize("name", recipe_parameters(*NEEDS))
 def test_recipes_can_be_trained_here(name):
     RECIPES[name]().check()
 

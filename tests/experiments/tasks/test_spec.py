@@ -15,6 +15,8 @@ from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.tasks.environments import EnvFacts
 
+from ..extras import recipe_parameters
+
 SPACES = [
     spaces.Box(-np.inf, np.inf, (3,), np.float32),
     spaces.Box(0, 255, (4, 5, 3), np.uint8),
@@ -42,9 +44,6 @@ json_values = st.recursive(
     max_leaves=8,
 )
 
-EXTRAS = {"spread": "mpe2", "popgym-cartpole": "popgym"}
-"""Recipes whose environments are in an extra."""
-
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_what_is_kept_comes_back_as_it_was(space):
@@ -54,14 +53,7 @@ def test_what_is_kept_comes_back_as_it_was(space):
     assert again.spaces.observation.dtype == space.dtype
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.requires(*filter(None, [EXTRAS.get(name)])))
-        for name in RECIPES
-        if name not in ("ppo", "team")
-    ],
-)
+@pytest.mark.parametrize("name", recipe_parameters("ppo", "team"))
 def test_so_do_the_facts_of_every_recipe(name):
     config = RECIPES[name]()
     if config.policy_type is not None:

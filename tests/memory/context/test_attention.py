@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from scrubjay.memory import context
 from scrubjay.memory.context import PolicyCache
 
+pytestmark = pytest.mark.requires("transformers")
+
 IDS = torch.arange(2, 12)[None]
 INKLING = {
     "head_dim": 8,

@@ -11,6 +11,8 @@ from scrubjay.memory.context import PolicyCache, list_policies, make
 from scrubjay.memory.context.attention_sinks import sink_bias, sink_rate, sink_weights
 from scrubjay.memory.context.capture import attention_weights, capture_attention
 
+pytestmark = pytest.mark.requires("transformers")
+
 
 def tokens(batch=2, time=9):
     return torch.randint(2, 64, (batch, time), generator=torch.Generator().manual_seed(1))

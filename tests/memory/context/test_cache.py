@@ -28,7 +28,7 @@ SMALL = {
 }
 SPREAD = SpreadPolicy(budget=12, window=4, num_sinks=2, kernel=5)
 
-pytestmark = pytest.mark.usefixtures("register_test_policies")
+pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]
 
 
 @dataclass(frozen=True)

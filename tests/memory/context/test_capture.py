@@ -15,6 +15,8 @@ from scrubjay.memory.context.capture import (
     wrapped_attention,
 )
 
+pytestmark = pytest.mark.requires("transformers")
+
 
 @pytest.fixture
 def model(tiny_llama):

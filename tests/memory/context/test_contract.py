@@ -24,7 +24,7 @@ LARGE = {
 CROP_NOTHING = {"h2o", "snapkv", "spread"}
 POLICIES = [*context.list_policies(), *BY_LAYER]
 
-pytestmark = pytest.mark.usefixtures("register_test_policies")
+pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from scrubjay.memory.context.capture import attention_modules, capture_attention
 from scrubjay.memory.context.layers.policy import PolicyLayer
 from scrubjay.memory.context.layers.state import StateLayer
 
+pytestmark = pytest.mark.requires("transformers")
+
 BUDGET, SINKS, PROMPT, LENGTH = 12, 2, 30, 40
 POLICIES = {
     "window": {"budget": BUDGET},

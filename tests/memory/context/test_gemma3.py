@@ -22,11 +22,7 @@ TEXT = (
 )
 
 # Dequantizing the model takes a minute, on a busy machine several.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1200),
-    pytest.mark.requires(NAME),
-]
+pytestmark = [pytest.mark.requires("transformers", NAME), pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from families import FAMILIES, make
 from scrubjay.memory import context
 from scrubjay.memory.context import PolicyCache
 
+pytestmark = pytest.mark.requires("transformers")
+
 NEW = 10
 WIDE = {name: {} if name == "full" else {"budget": 64} for name in context.list_policies()}
 """Sizes at which nothing is evicted yet."""

@@ -12,6 +12,8 @@ from scrubjay.memory.context import infiniretri, sentences
 from scrubjay.memory.context.infiniretri import InfiniRetri, phrase_scores
 from scrubjay.memory.context.sentences import split_sentences
 
+pytestmark = pytest.mark.requires("transformers")
+
 
 class Letters:
     """A tokenizer of one token per character."""

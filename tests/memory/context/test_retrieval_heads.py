@@ -7,6 +7,8 @@ from scrubjay.memory.context import retrieval_heads as module
 from scrubjay.memory.context.quotes import build_chat_prompt
 from scrubjay.memory.context.retrieval_heads import RetrievalHeads, measure_retrieval_heads, retrieval_heads
 
+pytestmark = pytest.mark.requires("transformers")
+
 HEADS = RetrievalHeads(((0.1, 0.0, 0.4), (0.3, 0.25, 0.1), (0.0, 0.0, 0.0)), probes=4)
 
 

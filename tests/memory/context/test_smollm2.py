@@ -10,6 +10,8 @@ from scrubjay.memory import context
 from scrubjay.memory.context.layers.rotation import find_rotation
 from scrubjay.memory.context.policies.rotary import PairLayout
 
+pytestmark = pytest.mark.requires("transformers")
+
 TEXT = (
     "The lighthouse keeper wrote one line in the log each evening: the state of the sea, the oil left in "
     "the tank, "

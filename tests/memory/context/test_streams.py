@@ -7,6 +7,8 @@ from transformers import DynamicCache
 from scrubjay.memory import context
 from scrubjay.memory.context.layers.rotation import find_rotation
 
+pytestmark = pytest.mark.requires("transformers")
+
 
 @pytest.mark.parametrize(("num_sinks", "budget"), [(0, 1), (0, 6), (1, 2), (3, 9)])
 def test_a_query_reads_the_text_that_is_left_at_its_slots(num_sinks, budget, tiny_llama):

@@ -9,6 +9,8 @@ from scrubjay.memory.context.layers.local import LocalWindowPolicy
 from scrubjay.memory.context.policies.base import Step
 from scrubjay.memory.context.policies.dense import Scoring
 
+pytestmark = pytest.mark.requires("transformers")
+
 LENGTH = 23
 
 

@@ -11,7 +11,7 @@ from scrubjay.memory import context
 from scrubjay.memory.context.layers.policy import FIRST, MARKS, add_marks, find_tokens
 
 POLICIES = [*context.list_policies(), *BY_LAYER]
-pytestmark = pytest.mark.usefixtures("register_test_policies")
+pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]
 
 
 class ShadowMemory:

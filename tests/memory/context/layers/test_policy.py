@@ -8,6 +8,8 @@ from scrubjay.memory import context
 from scrubjay.memory.context import PolicyCache
 from scrubjay.memory.context.layers.policy import PolicyLayer
 
+pytestmark = pytest.mark.requires("transformers")
+
 TOKENS = 30
 
 

@@ -10,6 +10,8 @@ from scrubjay.memory.context import PolicyCache
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
 from scrubjay.memory.context.layers.probe import check_layers, read_single_token
 
+pytestmark = pytest.mark.requires("transformers")
+
 FULL, WINDOW, CHUNKS = (
     LayerType(True, None, False, 0),
     LayerType(True, 7, False, 0),

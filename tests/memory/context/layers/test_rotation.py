@@ -13,6 +13,8 @@ from scrubjay.memory.context.cache import PolicyCache
 from scrubjay.memory.context.layers.rotation import find_rotation
 from scrubjay.memory.context.policies.rotary import PairLayout
 
+pytestmark = pytest.mark.requires("transformers")
+
 EVERY = {
     "llama": PairLayout(4),
     "cohere": PairLayout(4, is_interleaved=True),

@@ -11,7 +11,7 @@ from torch import Tensor
 from scrubjay.memory import context
 from scrubjay.memory.context.policies.rotary import Rotary
 
-pytestmark = pytest.mark.usefixtures("register_test_policies")
+pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]
 
 
 def walk(cache) -> dict[str, int]:

@@ -12,6 +12,8 @@ from scrubjay.memory.context.policies.base import Step
 from scrubjay.memory.context.policies.chunks import ChunksPolicy
 from scrubjay.memory.context.policies.dense import Scoring
 
+pytestmark = pytest.mark.requires("transformers")
+
 HEADS, GROUPS, WIDTH, SCALE = 4, 2, 8, 0.4
 
 

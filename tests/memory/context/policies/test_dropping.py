@@ -12,7 +12,7 @@ from scrubjay.memory.context import registry
 from scrubjay.memory.context.policies import budget as budgets
 from scrubjay.memory.context.policies.budget import resolve_budget
 
-pytestmark = pytest.mark.usefixtures("register_test_policies")
+pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]
 
 
 def count_invisible(cache) -> int:

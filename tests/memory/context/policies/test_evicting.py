@@ -8,6 +8,8 @@ from transformers import DynamicCache
 
 from scrubjay.memory import context
 
+pytestmark = pytest.mark.requires("transformers")
+
 
 @pytest.fixture
 def model(tiny_llama):

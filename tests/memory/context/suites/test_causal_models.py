@@ -20,6 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from scrubjay.memory import context
 from scrubjay.memory.context import PolicyCache
 
+pytestmark = pytest.mark.requires("transformers")
+
 CI = ("llama", "gemma3", "gpt_oss", "llama4", "falcon", "falcon_h1", "zaya", "nanochat", "jamba", "gpt2")
 """Models in CI: images, learned sinks, chunks, own attention code, states, and positions of other kinds."""
 PRECISION = ("llama", "gemma3_text", "qwen3", "smollm3", "falcon_h1", "gpt2")
