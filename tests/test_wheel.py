@@ -26,6 +26,7 @@ CALLS = {
     "play": "play run --max-steps 4",
     "look": "look run --max-steps 4",
     "export": "export run --pretrained",
+    "results": "results run --csv",
     "compare": f"compare --memories gru --recipes tmaze-demo --seeds 0 --out c -- {TINY}",
     "demo": "demo --total-steps 256 --out d",
     "list": "list",

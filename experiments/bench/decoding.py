@@ -82,7 +82,7 @@ class KernelSinks(SinksPolicy):
 
     def build(self) -> LayerMemory:
         """Build an empty memory for one layer."""
-        return KernelStream(self.budget, self.num_sinks)
+        return KernelStream(self.num_tokens, self.num_sinks)
 
 
 class KernelStream(StreamMemory):
