@@ -47,7 +47,7 @@ def read_config(path: Path, recipe: str | None = None, trust: bool = False) -> E
         if start is not None:
             start = _with_parts(start, fields)
             fields = _merge(start, encode(start), fields)
-        config = from_fields(fields, path, trust)
+        config = from_fields(fields, "the file", trust)
     except (ValueError, TypeError) as error:
         own = OWN_MODULE_HINT if isinstance(error, UnknownNameError) else ""
         raise ValueError(f"{path}: {error}{own}") from error
