@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -20,14 +20,14 @@ _SIZES: dict[str, Any] = {
     "initializer_range": 0.3,
 }
 _EXPERTS = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
-_LINEAR = {
+LINEAR_SIZES = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 2,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     "linear_conv_kernel_dim": 4,
 }
-_MAMBA = {
+MAMBA_SIZES = {
     "mamba_n_heads": 4,
     "mamba_d_head": 8,
     "mamba_d_state": 8,
@@ -48,7 +48,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3Next",
         {"head_dim": 8, "layer_types": ["linear_attention", FULL], "shared_expert_intermediate_size": 16}
         | _EXPERTS
-        | _LINEAR,
+        | LINEAR_SIZES,
     ),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral-window": ("Mistral", {"sliding_window": 7}),
@@ -93,7 +93,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "position_embedding_type": "rope",
         }
         | _EXPERTS
-        | _MAMBA,
+        | MAMBA_SIZES,
     ),
     "granitemoehybrid-still": (
         "GraniteMoeHybrid",
@@ -103,10 +103,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "position_embedding_type": None,
         }
         | _EXPERTS
-        | _MAMBA,
+        | MAMBA_SIZES,
     ),
-    "falcon_h1": ("FalconH1", {"head_dim": 8} | _MAMBA),
-    "bamba": ("Bamba", {"attn_layer_indices": [1]} | _MAMBA),
+    "falcon_h1": ("FalconH1", {"head_dim": 8} | MAMBA_SIZES),
+    "bamba": ("Bamba", {"attn_layer_indices": [1]} | MAMBA_SIZES),
     "nemotron_h": (
         "NemotronH",
         {
@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def config_of(name: str, options: dict[str, Any]) -> Any:
     """Build the config of a model class."""
     class_name = f"{name}TextConfig" if name in ("Gemma3", "Gemma3n", "Llama4") else f"{name}Config"
-    return getattr(transformers, class_name)(**{**_SIZES, **options})
+    return getattr(transformers, class_name)(**{**SIZES, **options})
 
 
 def make(family: str, seed: int = 0, **options: Any) -> PreTrainedModel:

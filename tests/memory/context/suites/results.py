@@ -1,4 +1,4 @@
-"""Page of results about all causal language models: `python tests/memory/context/suites/results.py`."""
+"""Page of results about all causal language models under all context policies; `results.py` prints it."""
 
 import re
 import sys
@@ -30,7 +30,7 @@ model raises a ValueError with the reason when the cache is built. `load_model(u
 it before it reads the weights. The tests read texts without images.
 
 The tests are `pytest tests/memory/context/suites -m ''`. The script
-`python tests/memory/context/suites/results.py` prints this page.
+`PYTHONPATH=tests/memory/context python tests/memory/context/suites/results.py` prints this page.
 
 | policies | names |
 | --- | --- |

@@ -5,26 +5,20 @@ from typing import Any
 
 import torch
 import transformers
+from families import FULL, LINEAR_SIZES, MAMBA_SIZES, SIZES, SLIDING
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+LINEAR = "linear_attention"
 WINDOW = 7
 """Window of the layers with a sliding window, and length of a chunk in chunked attention."""
 
 NOTHING = object()
 """Marks an option of `_SIZES` that a config does not accept."""
 
-_SIZES: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+_SIZES: dict[str, Any] = SIZES | {
     "head_dim": 8,
-    "max_position_embeddings": 512,
     "sliding_window": WINDOW,
     "num_experts": 2,
     "num_local_experts": 2,
@@ -34,31 +28,10 @@ _SIZES: dict[str, Any] = {
     "shared_expert_intermediate_size": 16,
     "shared_intermediate_size": 16,
     "is_decoder": True,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-    "initializer_range": 0.3,
     "init_std": 0.3,
 }
 _MIXED = {"layer_types": [SLIDING, FULL]}
-_LINEAR = {
-    "layer_types": [LINEAR, FULL],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_conv_kernel_dim": 4,
-}
-_MAMBA = {
-    "mamba_n_heads": 4,
-    "mamba_d_head": 8,
-    "mamba_d_state": 8,
-    "mamba_n_groups": 1,
-    "mamba_expand": 1,
-    "mamba_d_conv": 4,
-    "mamba_chunk_size": 8,
-    "mamba_d_ssm": 32,
-}
+_LINEAR = LINEAR_SIZES | {"layer_types": [LINEAR, FULL]}
 _LATENT = {
     "num_key_value_heads": 4,
     "kv_lora_rank": 16,
@@ -90,7 +63,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "axk1": _LATENT,
     "axk2": _LATENT,
     "bailing_hybrid": _LATENT | {"layer_types": [LINEAR, FULL]},
-    "bamba": {"attn_layer_indices": [1]} | _MAMBA,
+    "bamba": {"attn_layer_indices": [1]} | MAMBA_SIZES,
     "bart": _DECODER,
     "beam": _GROUPS,
     "bigbird_pegasus": _DECODER,
@@ -123,7 +96,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1},
     },
     "falcon": {"alibi": False, "head_dim": NOTHING},
-    "falcon_h1": _MAMBA,
+    "falcon_h1": MAMBA_SIZES,
     "flint": _MIXED,
     "gemma2": _MIXED,
     "gemma3_text": _MIXED,
@@ -144,7 +117,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
     "gpt_oss": _MIXED | {"rope_parameters": None},
     "gptj": {"rotary_dim": 4},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "position_embedding_type": "rope"} | _MAMBA,
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "position_embedding_type": "rope"}
+    | MAMBA_SIZES,
     "hrm_text": {"H_cycles": 1, "L_cycles": 1},
     "hy_v4": _LATENT,
     "inkling2_loop_text": {
