@@ -64,8 +64,12 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Run the tests that take a minute first. At the end they would keep one process busy alone."""
+    """Mark the matrix as slow. Run the tests that take a minute first: last, one process would be busy alone."""
+    for item in items:
+        if item.get_closest_marker("matrix"):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 

@@ -50,8 +50,16 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 REAL = "smollm2"
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["tiny", "whole"])
-@pytest.mark.parametrize("document", with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "python"))
+@pytest.mark.parametrize(
+    ("document", "whole"),
+    [
+        ("README.md", False),
+        *(
+            pytest.param(page, True, marks=pytest.mark.slow)
+            for page in with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "python")
+        ),
+    ],
+)
 def test_python_snippets_run_in_order(document, whole, tmp_path):
     code = snippets(document, "python")
     run_here = [snippet for snippet in code if whole or REAL not in snippet]

@@ -27,7 +27,10 @@ def make_policy(memory: str, observation_space: gymnasium.Space = VECTOR) -> Pol
 
 @pytest.mark.parametrize(
     "memory",
-    [pytest.param(name, marks=[] if name in SAVED else [pytest.mark.slow]) for name in list_memories()],
+    [
+        pytest.param(name, marks=[] if name == "titans_mac" else [pytest.mark.slow])
+        for name in list_memories()
+    ],
 )
 def test_the_exported_program_is_the_policy(memory, tmp_path):
     policy = make_policy(memory)
@@ -47,7 +50,8 @@ def test_dict_observations_can_be_exported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "form", ["torch", pytest.param("onnx", marks=pytest.mark.requires("onnx", "onnxscript"))]
+    "form",
+    ["torch", pytest.param("onnx", marks=[pytest.mark.slow, pytest.mark.requires("onnx", "onnxscript")])],
 )
 def test_bytes_of_pictures_can_be_exported(form, tmp_path):
     space = gymnasium.make("scrubjay.envs:scrubjay/Ballet-v0", dtype="uint8").observation_space

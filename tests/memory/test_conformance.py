@@ -232,7 +232,7 @@ TRACED_SMALL = {"gtrxl": {"num_layers": 1}, "sink": {"num_layers": 1}, "stack": 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in FAMILIES.values() else pytest.mark.slow)
+        pytest.param(name, marks=[] if name in ("gated_delta", "hcam", "lru", "sink") else pytest.mark.slow)
         for name in memory.list_memories()
     ],
 )

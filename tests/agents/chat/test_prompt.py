@@ -132,7 +132,9 @@ def test_every_control_token_at_every_place_is_only_text(family, tokenizers):
             assert control_ids(tokenizer, dict.fromkeys(PLACES, text))[0] == expected, text
 
 
-@pytest.mark.parametrize("family", ["smollm2", *FAMILIES])
+@pytest.mark.parametrize(
+    "family", ["smollm2", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)]
+)
 @given(st.data())
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_words_of_others_become_control_tokens(family, tokenizers, data):

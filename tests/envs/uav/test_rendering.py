@@ -100,6 +100,7 @@ def test_a_row_that_does_not_fit_is_counted():
     assert len({channel_colour(number) for number in range(18)}) == 18
 
 
+@pytest.mark.slow
 def test_no_users_and_no_uavs():
     empty = make_scene(
         uav_position_m=np.zeros((0, 3)),

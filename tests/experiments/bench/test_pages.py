@@ -8,6 +8,7 @@ from scrubjay.experiments.bench import pages
 from scrubjay.experiments.viz.trace import Trace
 
 
+@pytest.mark.slow
 @pytest.mark.requires("playwright")
 def test_each_page_is_compared_with_the_film_alone(capsys):
     if pages.chromium() is None:

@@ -37,6 +37,7 @@ def test_every_benchmark_with_attention_as_a_peer_takes_the_fast_path():
         )
 
 
+@pytest.mark.slow
 def test_the_table_names_the_speeds_of_products_and_attention_is_not_slow():
     result = run_benchmark("--lengths", "8", "--rows", "1", "--rounds", "1")
     assert result.returncode == 0, result.stderr
@@ -50,6 +51,7 @@ def test_the_table_names_the_speeds_of_products_and_attention_is_not_slow():
         assert WARNING not in rest
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_benchmark_is_a_failure_of_the_command():
     result = run_benchmark("--lengths", "8", "--rows", "-1", "--rounds", "1")
     assert result.returncode == 1

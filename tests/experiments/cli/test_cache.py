@@ -33,7 +33,11 @@ def call(*words: str, **environment: str) -> str:
 
 @pytest.mark.parametrize(
     "line",
-    ["train tmaze --memory hcam --help", "train uav-small --method happo --learner clip --help", "list"],
+    [
+        "train tmaze --memory hcam --help",
+        pytest.param("train uav-small --method happo --learner clip --help", marks=pytest.mark.slow),
+        pytest.param("list", marks=pytest.mark.slow),
+    ],
 )
 def test_a_stored_text_is_the_same_and_imports_no_computing_package(line, folder, modules_after):
     words = line.split()
@@ -114,6 +118,7 @@ def test_old_entries_are_deleted(folder, monkeypatch):
     assert values == {2, 3, 4}
 
 
+@pytest.mark.slow
 def test_a_process_with_own_components_neither_reads_nor_writes(folder, tmp_path, monkeypatch):
     text = call("list")
     (tmp_path / "mine.py").write_text(

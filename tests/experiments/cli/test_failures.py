@@ -49,6 +49,7 @@ def test_output_that_cannot_be_written_is_told_in_one_line(shell):
     assert shell("(sleep 1; exec scrubjay --help) | true; echo ${PIPESTATUS[0]}") == (0, b"141\n", b"")
 
 
+@pytest.mark.slow
 def test_letters_that_an_encoding_lacks_are_escaped_and_json_stays_json(shell):
     few = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     assert shell("scrubjay memory add bank.db '\u00e9t\u00e9'")[0] == 0

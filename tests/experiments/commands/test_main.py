@@ -246,6 +246,7 @@ def test_demo_trains_both_compares_them_and_goes_on_when_called_again(capfd, tmp
     assert "other settings" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained_here")
 def test_compare_tabulates_and_tests_beyond_training(tmp_path):
     words = [

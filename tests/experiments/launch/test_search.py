@@ -38,6 +38,7 @@ def make(out: Path, recipe: str = "tmaze-demo", flags: tuple[str, ...] = FLAGS, 
     return Search(Sweep(recipe, PARAMS, flags), seeds, out)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_the_better_half_goes_on_and_the_best_of_all_is_found(tmp_path):
     search = make(tmp_path / "found")

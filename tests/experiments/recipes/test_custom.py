@@ -278,6 +278,7 @@ def test_what_is_not_of_one_agent_is_told_where_to_go(name, message, usage_error
         assert f"environment {name!r}: {message}" in usage_error("play", name)
 
 
+@pytest.mark.slow
 def test_every_method_is_for_any_team(here):
     for method in METHODS:
         words = ["--total-steps", "40", "--eval-episodes", "0", "--memory.dim", "8", "--run-dir", method]

@@ -24,6 +24,7 @@ def test_all_are_here():
     assert [name for name in RECIPES if name.startswith("popgym-")] == list(THEIRS)
 
 
+@pytest.mark.slow
 def test_who_asks_need_not_have_imported_popgym():
     code = "from scrubjay.experiments import RECIPES; RECIPES['popgym-cartpole']().check()"
     done = subprocess.run(

@@ -164,6 +164,7 @@ def test_with_memory_sets_the_probes_defaults_of_that_memory():
     assert json.loads(to_json(config))["kind"] == "ballet-probe"
 
 
+@pytest.mark.slow
 def test_reports_plot_accuracy_over_delays_and_dancers(tmp_path):
     runs = [train(tiny("none", seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
     assert plot_spans(runs, tmp_path / "delays.png").stat().st_size > 10_000

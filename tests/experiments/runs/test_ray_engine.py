@@ -381,7 +381,9 @@ SEPARATE = dataclasses.replace(TEAM, policy=dataclasses.replace(TEAM.policy, sha
 CLIPPED = dataclasses.replace(TEAM, learner=dataclasses.replace(LEARNER, mode="clip"))
 
 
-@pytest.mark.parametrize("config", [SEPARATE, CLIPPED], ids=["separate", "clip"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(SEPARATE, marks=pytest.mark.slow), CLIPPED], ids=["separate", "clip"]
+)
 def test_a_team_without_other_processes_equals_the_local_run_bit_for_bit(config, tmp_path, assert_same):
     local = train(config, tmp_path / "local")
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(0, 0)), local)

@@ -173,6 +173,7 @@ def test_a_callback_that_exits_is_a_failure(tiny, tmp_path):
     assert not Run.load(tmp_path / "r").is_finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "message"),
     [

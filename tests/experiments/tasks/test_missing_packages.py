@@ -44,6 +44,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named_with_what_brings_it(tmp_path):
     command = [sys.executable, "-c", WITHOUT, json.dumps([words for words, _ in CASES])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=True)

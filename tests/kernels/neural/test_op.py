@@ -177,7 +177,7 @@ def test_steps_equal_chunks(depth, options):
     torch.testing.assert_close(list(state), list(after), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_derivatives_equal_finite_differences_twice(depth):
     arguments = draw(batch=1, chunks=2, chunk_size=2, heads=1, depth=depth, width=2, borders=False)
     inputs = [x.requires_grad_() for x in leaves(arguments)]

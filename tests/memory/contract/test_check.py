@@ -451,7 +451,13 @@ ENDLESS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "message"), ENDLESS)
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        pytest.param(*case, marks=[] if case[0] in (HidesALog, Explodes) else pytest.mark.slow)
+        for case in ENDLESS
+    ],
+)
 def test_a_long_run_that_grows_or_explodes_is_caught(kind, message, monkeypatch):
     monkeypatch.setattr("scrubjay.memory.contract.check._LONG_STEPS", 6000)
     with pytest.raises(MemoryLawError, match=message):
