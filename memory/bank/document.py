@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 # A line that opens or closes a code block, a Markdown heading, or an underlined heading.
@@ -14,8 +14,9 @@ _MARK = re.compile(
     r"|(?P<underlined>\S.*)\n(?:={3,}|-{3,})[^\S\n]*)$",
     re.MULTILINE,
 )
-# White space with a line end or after a sentence, or the end of a Chinese sentence without white space.
-_GAP = re.compile(r"(?<!\s)\s*\n\s*|\A\s+|(?<=[.!?。！？])\s+|(?<=[。！？])(?!\s)")
+# A line end or the end of a sentence, with the white space after it; a Chinese sentence needs none. The
+# pattern starts with a set of characters, since `re` then skips all other characters fast.
+_GAP = re.compile(r"[\n.!?。！？](?:(?<=[.!?])\s+|(?<=[\n。！？])\s*)")
 _SENTENCE_ENDS = (*".!?", *"。！？")
 _PARAGRAPH, _SENTENCE, _LINE, _WORD = range(4)
 
@@ -78,7 +79,7 @@ def _split_sections(text: str) -> list[_Section]:
             heading = (mark["marked"] or mark["underlined"]).strip()
             starts.append((mark.start(), mark.end(), heading))
     sections, first = [], 0
-    for (_, heading_end, heading), (end, *_) in pairwise([*starts, (len(text), 0, "")]):
+    for (_, heading_end, heading), (end, *_) in itertools.pairwise([*starts, (len(text), 0, "")]):
         if text[heading_end:end].strip():
             sections.append(_Section(heading, text[first:end], heading_end - first))
             first = end
@@ -133,10 +134,14 @@ def _find_space(text: str, earliest: int, limit: int) -> _Gap | None:
 
 def _find_gaps(text: str) -> Iterator[_Gap]:
     """Yield the gaps of a text in order, without those between words."""
+    first = len(text) - len(text.lstrip())
+    spans = ((match.start() + (match[0][0] != "\n"), match.end()) for match in _GAP.finditer(text, first))
     line_start = 0
-    for match in _GAP.finditer(text):
-        end, newlines = match.start(), match[0].count("\n")
-        start = end + match[0].rfind("\n") + 1 if newlines else match.end()
+    for end, following in itertools.chain([(0, first)] * (first > 0), spans):
+        while text[end - 1 : end].isspace():  # before a line end
+            end -= 1
+        newlines = text.count("\n", end, following)
+        start = text.rfind("\n", end, following) + 1 if newlines else following
         is_code = text[line_start : line_start + 1] in (" ", "\t", "|")
         if newlines > 1:
             level = _PARAGRAPH
