@@ -28,6 +28,7 @@ from scrubjay.memory.bank.file.store import Store, select
 from scrubjay.memory.bank.index import forget
 from scrubjay.memory.bank.record import (
     COLUMNS,
+    FOREIGN_TRUST,
     KINDS,
     TRUSTS,
     Draft,
@@ -68,6 +69,10 @@ class MemoryBank:
             it.
         device: Torch device that holds the embeddings, such as "cuda". On a GPU, Triton scans the embeddings.
             None holds the embeddings in NumPy and does not import torch.
+        foreign: The file comes from someone else, or may have been changed by someone else. Every record then
+            has the trust "tool", whatever the file says, also records that this process adds. Without this
+            option, the trust levels in the file count. Pass it for every bank that you did not write
+            yourself: the file's author otherwise decides what counts as your word.
         approximate: Search an approximate nearest-neighbour index in files beside the bank, and hold no
             embeddings in memory. A search may miss some records. This option needs the extra `ann`
             (`memory/bank/search/approximate.py`).
@@ -90,12 +95,13 @@ class MemoryBank:
         surprise: SurpriseConfig | None = None,
         device: str | None = None,
         approximate: bool = False,
+        foreign: bool = False,
     ) -> None:
         if not dense_weight >= 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")
         torch_device = check_options(path, embeddings, surprise, device, approximate)
         self._clock, self._dense_weight = clock, dense_weight
-        self._store = Store(path)
+        self._store = Store(path, foreign)
         self._embedding_index: EmbeddingIndex | None = None
         if embeddings is not None:
             self._embedding_index = EmbeddingIndex(
@@ -152,6 +158,11 @@ class MemoryBank:
             **provenance,
         )
         return self.write(self.embed_drafts([draft]))[0]
+
+    @property
+    def foreign(self) -> bool:
+        """True if the file comes from someone else, so that every record has the trust "tool"."""
+        return self._store.foreign
 
     @property
     def store(self) -> Store:
@@ -222,7 +233,7 @@ class MemoryBank:
         with self._store.writing() as connection:
             if self._embedding_index is not None and drafts[0].vector is not None:
                 self._embedding_index.note_dimension(connection, drafts[0].vector)
-            return write_drafts(connection, drafts)
+            return write_drafts(connection, drafts, self.foreign)
 
     def add_document(
         self,
@@ -313,7 +324,7 @@ class MemoryBank:
             at=now if at is None else to_seconds(at, "at"),
             kinds=check_choices("kinds", kinds, KINDS),
             namespace=None if namespace is None else join_namespace(check_namespace(namespace)),
-            trusts=check_choices("trusts", trusts, TRUSTS),
+            trusts=self._stored_trusts(check_choices("trusts", trusts, TRUSTS)),
             needs_observation=at is not None,
         )
         vector, dense_weight = None, 0.0
@@ -330,7 +341,7 @@ class MemoryBank:
             else:
                 ranking = recall(connection, query, scan, dense_weight, filter, now, k, explain)
             rows = select(connection, f"number, {COLUMNS}", [number for number, *_ in ranking])
-            fields = {number: record_fields(row) for number, *row in rows}
+            fields = {number: record_fields(row, self.foreign) for number, *row in rows}
             return [
                 Hit(**fields[number], score=score, explanation=explanation if explain else None)
                 for number, score, explanation in ranking
@@ -340,7 +351,7 @@ class MemoryBank:
         """Return the record with this id, even if its validity has ended; None if the id is unknown."""
         with self._store.reading() as connection:
             row = connection.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
-            return Record(**record_fields(row)) if row else None
+            return Record(**record_fields(row, self.foreign)) if row else None
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
         """Return the last `n` records that are valid now, newest last."""
@@ -356,7 +367,7 @@ class MemoryBank:
                 f"SELECT {COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
                 [*values, n],
             ).fetchall()
-            return [Record(**record_fields(row)) for row in reversed(rows)]
+            return [Record(**record_fields(row, self.foreign)) for row in reversed(rows)]
 
     def sayings(self, id: str) -> list[str]:
         """Return the text of a record and all texts that were merged into the record, oldest first."""
@@ -377,17 +388,22 @@ class MemoryBank:
         last = 0
         while True:
             with self._store.reading() as connection:
-                last, rows = read_rows(connection, last)
+                last, rows = read_rows(connection, last, self.foreign)
             if not rows:
                 return
             yield from rows
 
-    def restore(self, rows: Iterable[Mapping[str, Any]]) -> list[bool]:
+    def restore(self, rows: Iterable[Mapping[str, Any]], foreign: bool = True) -> list[bool]:
         """Write records from `export`; return one flag per record, True if it was new.
 
         Records whose ids already exist in the bank stay unchanged. Records are written in batches of 500. If
         the import is interrupted, the written batches stay in the bank, and a second call with all records
         completes the import. Raises ValueError or TypeError if a row is not an exported record.
+
+        Args:
+            rows: Exported records.
+            foreign: The records may come from someone else: all of them get the trust "tool". False restores
+                the trust levels of an export of your own, such as a backup.
         """
         rows, restorer, zone = iter(rows), Restorer(), time_zone(self._clock())
         new: list[bool] = []
@@ -397,7 +413,9 @@ class MemoryBank:
             vectors: Sequence[np.ndarray | None] = [None] * len(batch)
             if self._embedding_index is not None:
                 vectors = self._embedding_index.embed_texts([row["text"] for row in batch])
-            drafts = [build_draft(row, vector, zone) for row, vector in zip(batch, vectors, strict=True)]
+            drafts = [
+                build_draft(row, vector, zone, foreign) for row, vector in zip(batch, vectors, strict=True)
+            ]
             with self._store.writing() as connection:
                 if self._embedding_index is not None and vectors[0] is not None:
                     self._embedding_index.note_dimension(connection, vectors[0])
@@ -426,6 +444,12 @@ class MemoryBank:
         """
         if self._embedding_index is not None:
             yield from self._embedding_index.build_index()
+
+    def _stored_trusts(self, trusts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Return the stored words of the records that count as one of `trusts`; None for all words."""
+        if not self.foreign or trusts is None:
+            return trusts
+        return None if FOREIGN_TRUST in trusts else ()
 
     def close(self) -> None:
         """Close the file."""

@@ -70,8 +70,11 @@ def prepare_draft(store: Store, draft: Draft) -> Draft:
     return draft._replace(fingerprint=fingerprint)
 
 
-def write_drafts(connection: sqlite3.Connection, drafts: Iterable[Draft]) -> list[str]:
-    """Merge each draft into the record that it duplicates, or insert it. Return one record id per draft."""
+def write_drafts(connection: sqlite3.Connection, drafts: Iterable[Draft], foreign: bool) -> list[str]:
+    """Merge each draft into the record that it duplicates, or insert it. Return one record id per draft.
+
+    In a `foreign` bank every record counts as the text of a tool, which any text may supersede.
+    """
     ids: list[str] = []
     features: dict[int, TextFeatures] = {}  # of records that the transaction has read or written
     chunk_of_section: dict[int, int] = {}
@@ -81,7 +84,7 @@ def write_drafts(connection: sqlite3.Connection, drafts: Iterable[Draft]) -> lis
         if number is not None:
             ids.append(merge(connection, number, draft))
         else:
-            number, id = append(connection, draft, fingerprint, chunk_of_section)
+            number, id = append(connection, draft, fingerprint, chunk_of_section, foreign)
             features[number] = fingerprint.features
             ids.append(id)
     return ids

@@ -7,7 +7,7 @@ import struct
 import uuid
 from typing import Any
 
-from scrubjay.memory.bank.record import DRAFT_COLUMNS, Draft, Fingerprint
+from scrubjay.memory.bank.record import DRAFT_COLUMNS, Draft, Fingerprint, read_trust
 from scrubjay.memory.bank.search.candidates import scope_words
 from scrubjay.memory.bank.search.segments import forget_in_segment
 
@@ -32,6 +32,7 @@ def append(
     draft: Draft,
     fingerprint: Fingerprint,
     chunk_of_section: dict[int, int],
+    foreign: bool,
 ) -> tuple[int, str]:
     """Insert a draft as a new record at the end of its chunk; return the record's number and id.
 
@@ -39,7 +40,7 @@ def append(
     that the transaction has written.
     """
     if draft.supersedes is not None:
-        _end_validity(connection, draft)
+        _end_validity(connection, draft, foreign)
         if draft.valid_from is None:
             draft = draft._replace(valid_from=draft.observed)
     chunk = _find_chunk(connection, draft, chunk_of_section)
@@ -107,12 +108,12 @@ def forget(connection: sqlite3.Connection, id: str, bank: str) -> bool:
     return True
 
 
-def _end_validity(connection: sqlite3.Connection, draft: Draft) -> None:
+def _end_validity(connection: sqlite3.Connection, draft: Draft, foreign: bool) -> None:
     """End the validity of the record that a draft supersedes; raise ValueError if it must not be replaced."""
     row = connection.execute("SELECT number, trust FROM records WHERE id = ?", (draft.supersedes,)).fetchone()
     if row is None:
         raise ValueError(f"supersedes={draft.supersedes!r}: unknown record; pass an id returned by add")
-    number, trust = row
+    number, trust = row[0], read_trust(row[1], foreign)
     if draft.trust == "tool" and trust != "tool":
         raise ValueError(
             f"supersedes={draft.supersedes!r}: a text of trust 'tool' cannot replace a record of trust "

@@ -20,6 +20,8 @@ from scrubjay.memory.bank.file.damage import UnreadableError
 
 KINDS = ("knowledge", "conversation", "task", "episode")
 TRUSTS = ("user", "agent", "tool")
+FOREIGN_TRUST = "tool"
+"""Trust level of every record of a foreign bank and of a foreign export: the lowest level."""
 MAX_TEXT_LENGTH = 1 << 20
 """Maximum characters of a stored text or a query."""
 
@@ -311,8 +313,11 @@ def split_namespace(joined_namespace: str) -> tuple[str, ...]:
     return tuple(joined_namespace.split("\x1f")[:-1])
 
 
-def record_fields(row: Sequence[Any] | None) -> dict[str, Any]:
-    """Return the fields of a `Record` from a row of `COLUMNS`. Raises UnreadableError on an invalid row."""
+def record_fields(row: Sequence[Any] | None, foreign: bool) -> dict[str, Any]:
+    """Return the fields of a `Record` from a row of `COLUMNS`. Raises UnreadableError on an invalid row.
+
+    With `foreign`, the trust is `FOREIGN_TRUST`, whatever the row says.
+    """
     if row is None:
         raise UnreadableError("an index refers to a missing record")
     fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
@@ -320,6 +325,7 @@ def record_fields(row: Sequence[Any] | None) -> dict[str, Any]:
     try:
         for name in ("id", "text", "kind", "namespace", "trust"):
             fields[name].encode()
+        fields["trust"] = read_trust(fields["trust"], foreign)
         fields["namespace"] = split_namespace(fields["namespace"])
         for name in ("created", "observed", "renewed", "valid_from", "valid_to"):
             if fields[name] is not None or not name.startswith("valid"):
@@ -328,6 +334,16 @@ def record_fields(row: Sequence[Any] | None) -> dict[str, Any]:
     except (AttributeError, TypeError, ValueError, OverflowError, OSError) as error:
         raise UnreadableError(f"record {fields['id']!r}: {error}") from error
     return fields
+
+
+def read_trust(trust: Any, foreign: bool) -> str:
+    """Return the trust level of a stored record: `FOREIGN_TRUST` in a foreign bank, else the stored word.
+
+    Raises UnreadableError on an unknown word. No guess is safe, since trust decides what needs approval.
+    """
+    if trust not in TRUSTS:
+        raise UnreadableError(f"a record has the unknown trust {trust!r:.80}; known: {', '.join(TRUSTS)}")
+    return FOREIGN_TRUST if foreign else trust
 
 
 def read_json(provenance: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from scrubjay.memory.bank.record import (
     encode_provenance,
     join_namespace,
     read_json,
+    read_trust,
     split_namespace,
     to_seconds,
 )
@@ -37,11 +38,12 @@ BATCH = 500
 
 
 def read_rows(
-    connection: sqlite3.Connection, after: int, count: int = BATCH
+    connection: sqlite3.Connection, after: int, foreign: bool, count: int = BATCH
 ) -> tuple[int, list[dict[str, Any]]]:
     """Return the number of the last record that was read, and the records as JSON values.
 
-    Up to `count` records with numbers above `after` are read. If there are none, the number is `after`.
+    Up to `count` records with numbers above `after` are read. If there are none, the number is `after`. The
+    records of a `foreign` bank get its trust level.
     """
     rows = connection.execute(
         f"SELECT number, {', '.join(_COLUMNS)} FROM records WHERE number > ? ORDER BY number LIMIT ?",
@@ -51,6 +53,7 @@ def read_rows(
     for number, *values in rows:
         row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
         row["namespace"] = list(split_namespace(row["namespace"]))
+        row["trust"] = read_trust(row["trust"], foreign)
         row["provenance"] = read_json(row["provenance"])
         row["sayings"] = [
             {"text": text, "observed": observed, "provenance": read_json(provenance)}
@@ -101,11 +104,15 @@ class Restorer:
         return True
 
 
-def build_draft(row: Mapping[str, Any], vector: Any, zone: tzinfo) -> Draft:
-    """Build a draft with index data from a valid exported record. Slow: call it before a transaction."""
+def build_draft(row: Mapping[str, Any], vector: Any, zone: tzinfo, foreign: bool) -> Draft:
+    """Build a draft with index data from a valid exported record. Slow: call it before a transaction.
+
+    The trust of a `foreign` record is limited to that of a tool's text.
+    """
     fields = {name: row[name] for name in DRAFT_COLUMNS}
     fields["namespace"] = join_namespace(tuple(row["namespace"]))
     fields["provenance"] = encode_provenance(row["provenance"])
+    fields["trust"] = read_trust(row["trust"], foreign)
     draft = Draft(**fields, merge=False, vector=vector, zone=zone)
     return draft._replace(fingerprint=compute_fingerprint(draft))
 

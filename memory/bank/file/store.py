@@ -78,14 +78,14 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 
 class Store:
-    """SQLite connection that all threads of a process share.
+    """SQLite connection that all threads of a process share; `foreign` if another person wrote the file.
 
     Raises ValueError if the path is empty or the file was written by a newer Scrubjay, DamagedBankError if
     the file is damaged or belongs to another program, and OSError if no file can exist at the path.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = _check_path(path)
+    def __init__(self, path: str | Path, foreign: bool = False) -> None:
+        self.path, self.foreign = _check_path(path), foreign
         self._lock = threading.RLock()
         self._changes_at_start = 0
         self._rollback_callbacks: set[Callable[[], None]] = set()

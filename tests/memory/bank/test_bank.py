@@ -227,7 +227,7 @@ def test_the_ends_of_the_calendar_are_moments_like_others(bank):
     assert years == {"fr": 1, "to": 9999}
     assert {hit.valid_to.year for hit in bank.search("to")} <= {9999}
     with MemoryBank(":memory:") as copy:
-        assert sum(copy.restore(bank.export())) == 6
+        assert sum(copy.restore(bank.export(), foreign=False)) == 6
 
 
 def test_embeddings_of_another_length_and_files_of_the_future_are_refused(letters, tmp_path):

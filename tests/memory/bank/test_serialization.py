@@ -84,7 +84,7 @@ def search(bank, query):
 def test_a_bank_read_back_is_the_same(history, query):
     with build_bank(history) as bank, MemoryBank(":memory:", clock=lambda: 2e9) as copy:
         rows = json.loads(json.dumps(list(bank.export())))
-        assert copy.restore(rows) == [True] * len(bank)
+        assert copy.restore(rows, foreign=False) == [True] * len(bank)
         for row in rows:
             assert copy.get(row["id"]) == bank.get(row["id"])
             assert copy.sayings(row["id"]) == bank.sayings(row["id"])
@@ -94,14 +94,14 @@ def test_a_bank_read_back_is_the_same(history, query):
         assert [row | {"chunk": 0} for row in again] == [row | {"chunk": 0} for row in rows]
         names = {(row["chunk"], other["chunk"]) for row, other in zip(rows, again, strict=True)}
         assert len(names) == len({name for name, _ in names}) == len({name for _, name in names})
-        assert copy.restore(rows) == [False] * len(bank)
+        assert copy.restore(rows, foreign=False) == [False] * len(bank)
 
 
 @settings(max_examples=20, deadline=None)
 @given(histories(), texts)
 def test_a_bank_read_back_goes_on_as_the_first_would(history, text):
     with build_bank(history) as bank, MemoryBank(":memory:", clock=lambda: 2e9) as copy:
-        copy.restore(bank.export())
+        copy.restore(bank.export(), foreign=False)
         one, other = (b.get(b.add(text)) for b in (bank, copy))
         assert one is not None
         assert other is not None
@@ -129,14 +129,14 @@ def test_the_bank_that_reads_makes_its_own_embeddings():
     with MemoryBank(":memory:") as bank, MemoryBank(":memory:", LetterCountEmbeddings()) as copy:
         bank.add("a bad cab")
         bank.add("feed")
-        copy.restore(bank.export())
+        copy.restore(bank.export(), foreign=False)
         assert copy.search("bac", k=1)[0].text == "a bad cab"
 
 
 def test_all_is_written_whether_or_not_anybody_looks_at_what_was_new():
     with MemoryBank(":memory:") as bank, MemoryBank(":memory:") as copy:
         bank.add("kept")
-        copy.restore(bank.export())
+        copy.restore(bank.export(), foreign=False)
         assert len(copy) == 1
 
 
@@ -144,7 +144,7 @@ def test_more_than_one_batch_keeps_its_chunks():
     with MemoryBank(":memory:", clock=lambda: 5.0) as bank, MemoryBank(":memory:", clock=lambda: 5.0) as copy:
         for number in range(1203):
             bank.add(f"number {number}", merge=False)
-        copy.restore(bank.export())
+        copy.restore(bank.export(), foreign=False)
         chunks = [row["chunk"] for row in copy.export()]
         assert chunks == [row["chunk"] for row in bank.export()]
 
