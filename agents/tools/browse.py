@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
+from scrubjay.agents.tools.processes import ChildError, run
 from scrubjay.agents.tools.spec import ToolContext, ToolSpec
+from scrubjay.agents.tools.web import Page
 
 MAX_CHARACTERS = 6000
 """Maximum characters of page text in one answer."""
@@ -18,12 +21,9 @@ def _run(context: ToolContext, url: str, question: str | None = None, start: int
     if start < 0:
         raise ToolArgumentError("page_start", start=start)
     page = context.web.get(url)
+    text, is_main = page.text, True
     if page.content_type in ("text/html", "application/xhtml+xml"):
-        import trafilatura
-
-        text = trafilatura.extract(page.content if page.charset is None else page.text, url=page.url) or ""
-    else:
-        text = page.text
+        text, is_main = _extract_text(page)
     text = text.strip()
     if not text:
         return ToolResult(
@@ -35,6 +35,11 @@ def _run(context: ToolContext, url: str, question: str | None = None, start: int
     excerpt = select_passages(
         rest, question, MAX_CHARACTERS, context.say("[passages left out]", "[此处略去]")
     )
+    if not is_main:
+        excerpt += context.say(
+            "\n[the text of the whole page, since its main text could not be found within the limits]",
+            "\n[整个网页的文字：未能在限额内提取正文]",
+        )
     if page.truncated:
         excerpt += context.say("\n[the page is longer than what was read]", "\n[网页过长，仅读取前部]")
     if len(rest) > MAX_CHARACTERS and not question:
@@ -44,6 +49,23 @@ def _run(context: ToolContext, url: str, question: str | None = None, start: int
             f"\n[后面还有 {len(text) - end} 字；用 start={end} 继续]",
         )
     return ToolResult(f"{page.url}\n{excerpt}", (page.url,), {"characters": len(text)})
+
+
+def _extract_text(page: Page) -> tuple[str, bool]:
+    """Return the main text of an HTML page and True.
+
+    Return all text and False if the main text cannot be extracted within the limits of a child process.
+    """
+    content, is_utf8 = (page.content, False) if page.charset is None else (page.text.encode(), True)
+    try:
+        text = run("extract_main_text", content, url=page.url, is_utf8=is_utf8)
+        return text.decode(), True
+    except ChildError:
+        pass
+    try:
+        return run("extract_all_text", content, is_utf8=is_utf8).decode(), False
+    except ChildError as error:
+        raise RequestError("page_unreadable", url=page.url, cause=error.phrase) from error
 
 
 def truncate_at_line(text: str, most: int) -> str:

@@ -5,7 +5,7 @@ The data have the license CC BY 4.0. The service is free for non-commercial use 
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,6 +13,7 @@ from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
 from scrubjay.agents.tools.dates import parse_day
 from scrubjay.agents.tools.spec import ToolContext, ToolSpec
+from scrubjay.agents.tools.web import expect_format
 
 PLACES = "https://geocoding-api.open-meteo.com/v1/search"
 FORECAST = "https://api.open-meteo.com/v1/forecast"
@@ -20,6 +21,8 @@ ARCHIVE = "https://archive-api.open-meteo.com/v1/archive"
 AHEAD, BEHIND = 15, 90
 """Days after and before today that the forecast service covers; the archive has older ones, from 1940."""
 MAX_DAYS = 31
+MAX_NAME = 100
+"""Maximum characters of the name of a place, a region or a country."""
 
 _DAILY = "weather_code,temperature_2m_max,temperature_2m_min,precipitation_sum,wind_speed_10m_max"
 _CURRENT = "temperature_2m,relative_humidity_2m,precipitation,weather_code,wind_speed_10m"
@@ -65,6 +68,11 @@ def _run(context: ToolContext, location: str, start: str | None = None, end: str
         raise ToolArgumentError("weather_ahead", ahead=AHEAD, last=today + timedelta(AHEAD), day=last)
     if (last - first).days >= MAX_DAYS:
         raise ToolArgumentError("weather_days", most=MAX_DAYS, count=(last - first).days + 1)
+    with expect_format():
+        return _describe(context, location, first, last, is_now=start is None and end is None)
+
+
+def _describe(context: ToolContext, location: str, first: date, last: date, is_now: bool) -> ToolResult:
     place = _find(context, location)
     parameters = {
         "latitude": place["latitude"],
@@ -74,16 +82,23 @@ def _run(context: ToolContext, location: str, start: str | None = None, end: str
         "start_date": first,
         "end_date": last,
     }
-    if start is None and end is None:
+    if is_now:
         parameters["current"] = _CURRENT
-    service = ARCHIVE if first < today - timedelta(BEHIND) else FORECAST
+    is_old = first < parse_day("today", context.clock) - timedelta(BEHIND)
+    service = ARCHIVE if is_old else FORECAST
     response = _ask(context, service, parameters)
-    name = ", ".join(str(place[key]) for key in ("name", "admin1", "country") if place.get(key))
+    names = [str(place[key]) for key in ("name", "admin1", "country") if place.get(key)]
+    name = ", ".join(each[:MAX_NAME] for each in names)
     lines = [name]
     if "current" in response:
+        _check_numbers(response["current"])
         lines.append(_now(response["current"], context))
     daily = response.get("daily", {})
     rows = [dict(zip(daily, values, strict=True)) for values in zip(*daily.values(), strict=True)]
+    if len(rows) > MAX_DAYS:
+        raise ValueError(f"{len(rows)} days")
+    for row in rows:
+        _check_numbers(row)
     lines += [_day(row, context) for row in rows]
     lines.append(context.say("Source: Open-Meteo.com", "数据来源：Open-Meteo.com"))
     return ToolResult("\n".join(lines), ("https://open-meteo.com/",), {"place": name, "days": rows})
@@ -100,6 +115,14 @@ def _find(context: ToolContext, location: str) -> dict[str, Any]:
 
 def _ask(context: ToolContext, service: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return context.web.get(f"{service}?{urlencode(parameters)}").read_json()
+
+
+def _check_numbers(row: dict[str, Any]) -> None:
+    """Raise an error unless all values are numbers or None, and the time is a time."""
+    datetime.fromisoformat(row["time"])
+    for name, value in row.items():
+        if name != "time" and not isinstance(value, int | float | None):
+            raise TypeError(f"{name} is not a number")
 
 
 def _now(now: dict[str, Any], context: ToolContext) -> str:

@@ -15,14 +15,16 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from scrubjay.agents.language.address import PORTS, RequestError, canonicalize_address
-from scrubjay.agents.language.prompts import Phrase
+from scrubjay.agents.language.prompts import LocalizedError, Phrase
 from scrubjay.agents.tools.base import UnreachableError
 
 if TYPE_CHECKING:
@@ -35,6 +37,17 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE = 65536
 _ADDRESSES = 4
 """Maximum number of IP addresses tried per name."""
+_MAX_REASON = 200
+"""Maximum characters of a server's words, such as a status or a content type, in a message."""
+_CHARSETS = """
+ascii big5 big5hkscs cp866 cp874 cp932 cp949 cp950 euc_jis_2004 euc_jp euc_kr gb18030 gb2312 gbk hz
+iso2022_jp iso2022_kr iso8859_2 iso8859_3 iso8859_4 iso8859_5 iso8859_6 iso8859_7 iso8859_8
+iso8859_9 iso8859_10 iso8859_11 iso8859_13 iso8859_14 iso8859_15 iso8859_16 koi8_r koi8_u latin_1
+mac_cyrillic mac_roman shift_jis shift_jisx0213 tis_620 utf_8 utf_8_sig utf_16 utf_16_be utf_16_le
+utf_32 cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258
+"""
+CHARSETS = frozenset(_CHARSETS.split())
+"""Python's names of the charsets of web pages; others, such as idna and unicode_escape, are no charsets."""
 
 
 # In IPv6 only 2000::/3 is public unicast. These parts of it are not public, or tunnel to IPv4 (RFC 6890,
@@ -96,7 +109,7 @@ class Page(NamedTuple):
     """Final address after redirects."""
     content_type: str
     charset: str | None
-    """Charset in the Content-Type header; None if the header names no charset.
+    """Charset in the Content-Type header; None if the header names none of the charsets of web pages.
 
     The HTML of a page may declare a different charset.
     """
@@ -107,17 +120,17 @@ class Page(NamedTuple):
     @property
     def text(self) -> str:
         """Content decoded with `charset`, or as UTF-8; undecodable bytes are replaced."""
-        try:
-            return self.content.decode(self.charset or "utf-8", "replace")
-        except LookupError:
-            return self.content.decode("utf-8", "replace")
+        return self.content.decode(find_charset(self.charset) or "utf-8", "replace")
 
-    def read_json(self) -> Any:
-        """Return the JSON value of the page. Raises RequestError if the page is not JSON."""
+    def read_json(self) -> dict[str, Any]:
+        """Return the JSON object of the page. Raises RequestError if the page is not a JSON object."""
         try:
-            return json.loads("" if self.truncated else self.text)
-        except ValueError:
+            value = json.loads("" if self.truncated else self.text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
             raise RequestError("web_not_json") from None
+        if not isinstance(value, dict):
+            raise RequestError("web_not_json")
+        return value
 
 
 class Web:
@@ -143,7 +156,11 @@ class Web:
             if isinstance(response, Page):
                 return response
             # Some servers send spaces in addresses; encode them as browsers do.
-            url = urljoin(urlunsplit(parts), response.strip().replace(" ", "%20"))
+            target = response.strip().replace(" ", "%20")
+            try:
+                url = urljoin(urlunsplit(parts), target)
+            except ValueError as error:
+                raise RequestError("web_no_address", url=_short(target), error=error) from None
         raise RequestError("web_redirects", most=self.config.max_redirects, url=_short(url))
 
     def _request(self, parts: SplitResult, deadline: float) -> Page | str:
@@ -174,14 +191,14 @@ class Web:
             connection.request("GET", target, headers=headers)
             with connection.getresponse() as response:
                 response_or_redirect = self._take(response, urlunsplit(parts))
-        except (OSError, HTTPException, zlib.error, RequestError) as error:
+        except (OSError, HTTPException, zlib.error, ValueError) as error:
             if time.monotonic() >= deadline:  # the shutdown may cause any of these errors
                 raise UnreachableError("web_late", offline=False, host=host, seconds=seconds) from error
             if isinstance(error, UnreachableError | RequestError):
                 raise
             if isinstance(error, TimeoutError):
                 raise UnreachableError("web_silent", offline=False, host=host) from error
-            message = f"{type(error).__name__}: {error}"
+            message = _short(f"{type(error).__name__}: {error}")
             raise UnreachableError("web_broke_off", offline=False, host=host, error=message) from error
         finally:
             if watch:
@@ -197,18 +214,18 @@ class Web:
             return where
         if status == 429 or status >= 500:
             raise UnreachableError(
-                "web_status", offline=False, url=_short(url), status=status, phrase=response.reason
+                "web_status", offline=False, url=_short(url), status=status, phrase=_short(response.reason)
             )
         if status != 200:
-            raise RequestError("web_status", url=_short(url), status=status, phrase=response.reason)
+            raise RequestError("web_status", url=_short(url), status=status, phrase=_short(response.reason))
         kind = response.headers.get_content_type() if response.getheader("Content-Type") else "none"
         if kind not in self.config.content_types:
             kinds = ", ".join(self.config.content_types)
-            raise RequestError("web_kind", url=_short(url), kind=kind, kinds=kinds)
+            raise RequestError("web_kind", url=_short(url), kind=_short(kind), kinds=kinds)
         content, truncated = self._read(response)
         if response.length and not truncated:
             raise OSError(f"the response is incomplete: {response.length} bytes are missing")
-        return Page(url, kind, response.headers.get_content_charset(), content, truncated)
+        return Page(url, kind, find_charset(response.headers.get_param("charset")), content, truncated)
 
     def _read(self, response: HTTPResponse) -> tuple[bytes, bool]:
         """Return at most `max_bytes` bytes of the body, and True if the body was truncated.
@@ -217,7 +234,7 @@ class Web:
         """
         encoding = (response.getheader("Content-Encoding") or "identity").lower()
         if encoding not in ("identity", "gzip"):
-            raise RequestError("web_packed", encoding=repr(encoding))
+            raise RequestError("web_packed", encoding=_short(repr(encoding)))
         unpack = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
         limit, content = self.config.max_bytes, bytearray()
         while len(content) <= limit and (piece := response.read(_PIECE)):
@@ -251,7 +268,7 @@ class Web:
                 plain.settimeout(min(self.config.connect_seconds, left))
                 plain.connect(address)
                 return _wrap(plain, host) if scheme == "https" else plain
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 plain.close()
                 failure = error
         raise UnreachableError(
@@ -305,8 +322,39 @@ def _port(parts: SplitResult) -> int:
     return PORTS[parts.scheme] if parts.port is None else parts.port
 
 
-def _short(url: str) -> str:
-    return url if len(url) <= 200 else url[:197] + "..."
+def find_charset(label: object) -> str | None:
+    """Return Python's name of a charset of web pages; None if `label` names none.
+
+    `label` is the value of a header, which the email package may return as a tuple.
+    """
+    if isinstance(label, tuple):  # charset*=utf-8''gbk (RFC 2231): charset, language and value
+        label = label[2]
+    if not isinstance(label, str) or not label.isascii():
+        return None
+    # The names are only looked up in a table: `codecs.lookup` would import a module by the page's word.
+    name = normalize_encoding(label.strip().strip("'\"").lower())
+    name = aliases.get(name, name)
+    return name if name in CHARSETS else None
+
+
+@contextlib.contextmanager
+def expect_format() -> Iterator[None]:
+    """Raise RequestError if the block, which reads the JSON of a service, meets values of another form."""
+    try:
+        yield
+    except LocalizedError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        message = _short(f"{type(error).__name__}: {error}")
+        raise RequestError("web_format", error=message) from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 3] + "..."
 
 
 def is_public(address: str) -> bool:

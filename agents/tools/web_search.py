@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from urllib.parse import urlencode
 
 from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult, UnreachableError
+from scrubjay.agents.tools.processes import ChildError, run
 from scrubjay.agents.tools.spec import ToolContext, ToolSpec
-from scrubjay.agents.tools.web import run_in_thread
+from scrubjay.agents.tools.web import expect_format
 
 MAX_CHARACTERS = 500
 """Maximum characters of an excerpt."""
@@ -18,20 +20,17 @@ API = "https://{language}.wikipedia.org/w/api.php"
 
 def _search(context: ToolContext, query: str, count: int = 5) -> ToolResult:
     _check(query, count, 20, "search_empty")
-    from ddgs import DDGS
-    from ddgs.exceptions import DDGSException
-
     limits = context.web.config
-    search = DDGS(timeout=max(1, int(limits.read_seconds)))
-    region = context.say("us-en", "cn-zh")
+    region, seconds = context.say("us-en", "cn-zh"), max(1, int(limits.read_seconds))
+    options = {"query": query, "region": region, "count": count, "seconds": seconds}
     try:
-        searching = run_in_thread(lambda: search.text(query, region=region, max_results=count))
-        hits = searching.result(limits.total_seconds)
-    except TimeoutError:
-        raise UnreachableError("search_late", offline=False, seconds=f"{limits.total_seconds:g}") from None
-    except DDGSException as error:
+        hits = json.loads(run("search_web", seconds=limits.total_seconds, options=options))
+    except ChildError as error:
         # ddgs raises one exception for all causes: no network, rate limits, and no results.
         message = str(error)
+        if error.kind == "TimeoutError":
+            seconds_text = f"{limits.total_seconds:g}"
+            raise UnreachableError("search_late", offline=False, seconds=seconds_text) from None
         if "no results" in message.lower():
             hits = []
         else:
@@ -39,14 +38,15 @@ def _search(context: ToolContext, query: str, count: int = 5) -> ToolResult:
             if is_offline:
                 raise UnreachableError("search_unreachable") from error
             raise UnreachableError("search_failed", offline=False, error=message[:200]) from error
-    data = [
-        {
-            "title": hit.get("title", ""),
-            "url": hit.get("href", ""),
-            "text": _cut(hit.get("body", ""), MAX_CHARACTERS),
-        }
-        for hit in hits[:count]
-    ]
+    with expect_format():
+        data = [
+            {
+                "title": _cut(str(hit.get("title", "")), MAX_CHARACTERS),
+                "url": str(hit.get("href", "")),
+                "text": _cut(str(hit.get("body", "")), MAX_CHARACTERS),
+            }
+            for hit in hits[:count]
+        ]
     heads = [f"{number}. {hit['title']}" for number, hit in enumerate(data, 1)]
     return _to_result(
         data, heads, context.say("Nothing was found; try other words.", "没有找到结果，请换词再试。")
@@ -91,17 +91,20 @@ def _look_up(context: ToolContext, query: str, count: int = 2) -> ToolResult:
         parameters["variant"] = "zh-cn"
     address = f"{API.format(language=context.language)}?{urlencode(parameters)}"
     response = context.web.get(address).read_json()
-    if "error" in response:
-        raise RequestError("wiki_refuses", error=response["error"].get("info", response["error"]))
-    articles = sorted(response.get("query", {}).get("pages", []), key=lambda article: article.get("index", 0))
-    data = [
-        {
-            "title": article["title"],
-            "url": article.get("fullurl", ""),
-            "text": _cut(article.get("extract", "").strip(), MAX_ARTICLE_CHARACTERS),
-        }
-        for article in articles[:count]
-    ]
+    with expect_format():
+        if "error" in response:
+            error = str(response["error"].get("info", response["error"]))
+            raise RequestError("wiki_refuses", error=_cut(error, MAX_CHARACTERS))
+        pages = response.get("query", {}).get("pages", [])
+        articles = sorted(pages, key=lambda article: article.get("index", 0))
+        data = [
+            {
+                "title": _cut(article["title"], MAX_CHARACTERS),
+                "url": str(article.get("fullurl", "")),
+                "text": _cut(article.get("extract", "").strip(), MAX_ARTICLE_CHARACTERS),
+            }
+            for article in articles[:count]
+        ]
     titles = [article["title"] for article in data]
     return _to_result(data, titles, context.say("No article was found.", "没有找到条目。"))
 

@@ -70,3 +70,44 @@ def test_weather_that_is_not_known_is_explained(sky, arguments, message):
     answer = ask("weather", **arguments)
     assert answer.status == "error"
     assert message in answer.content
+
+
+PLACE = {"name": "Paris", "latitude": 48.85, "longitude": 2.35}
+DAY = {
+    "time": "2026-11-25",
+    "weather_code": 61,
+    "temperature_2m_max": 9.5,
+    "temperature_2m_min": 3.0,
+    "precipitation_sum": 4.2,
+    "wind_speed_10m_max": 20.1,
+}
+
+
+def to_columns(day, count=1):
+    return {name: [value] * count for name, value in day.items()}
+
+
+@pytest.mark.parametrize(
+    ("place", "forecast"),
+    [
+        (5, {}),
+        ({"name": "Paris"}, {}),
+        (PLACE, {"daily": 5}),
+        (PLACE, {"daily": to_columns(DAY | {"time": "soon"})}),
+        (PLACE, {"daily": to_columns(DAY | {"weather_code": []})}),
+        (PLACE, {"daily": to_columns(DAY | {"temperature_2m_max": "x" * 100_000})}),
+        (PLACE, {"daily": to_columns(DAY, 10_000)}),
+        (PLACE, {"daily": {"time": ["2026-11-25"]}}),
+        (PLACE, {"current": ["x"]}),
+        (PLACE, {"current": {"time": "x" * 100_000}}),
+    ],
+)
+def test_an_answer_of_another_form_is_explained(serve, monkeypatch, place, forecast):
+    bodies = {"/places": {"results": [place]}, "/forecast": forecast}
+    site = serve({path: ("application/json", json.dumps(body).encode()) for path, body in bodies.items()})
+    for name in ("places", "forecast"):
+        monkeypatch.setattr(weather, name.upper(), site.url + name)
+    answer = ask("weather", location="Paris")
+    assert answer.status == "error"
+    assert "an answer of another form" in answer.content
+    assert len(answer.content) < 1000

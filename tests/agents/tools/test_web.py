@@ -1,6 +1,7 @@
 """The HTTP client against a local server: allowed and rejected addresses, limits and timeouts."""
 
 import gzip
+import random
 import socket
 import time
 import tracemalloc
@@ -9,7 +10,7 @@ import pytest
 
 from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import UnreachableError
-from scrubjay.agents.tools.web import Web, WebConfig
+from scrubjay.agents.tools.web import CHARSETS, Page, Web, WebConfig, find_charset
 
 OPEN = WebConfig(allow_private=True, read_seconds=30, connect_seconds=30, total_seconds=60)
 
@@ -264,3 +265,123 @@ def test_limits_that_let_nothing_through_are_refused():
         WebConfig(total_seconds=0)
     with pytest.raises(ValueError, match="max_redirects"):
         WebConfig(max_redirects=-1)
+
+
+LOCATIONS = [
+    b"http://[::1",
+    b"http://[::1]x/",
+    b"//[",
+    b"http://a:b:c/",
+    b"http://\xff\xfe/",
+    b"http://xn--\x80/",
+    b"http://" + b"a" * 5000,
+    b"http://[v1.a]/",
+    b"http://%5b::1%5d/",
+    b"http://\xef\xbc\xbb::1\xef\xbc\xbd/",
+    b"http://a/\xed\xa0\x80",
+    b"http://127.0.0.1:0/",
+    b"mailto:x",
+]
+TYPES = [
+    b"text/plain; charset=idna",
+    b'text/plain; charset="\x00bad"',
+    b"text/plain; charset=undefined",
+    b"text/plain; charset=unicode_escape",
+    b"text/plain; charset=zlib",
+    b"text/plain; charset=utf-8\xff",
+    b"text/plain; charset*=utf-8''x",
+    b"text/plain; charset*0*=x; charset*1=y; charset*x=z",
+    b"text/plain; charset=..%2f..",
+    b"text/plain; charset=" + b"x" * 5000,
+    b"text/plain;;;;",
+]
+STATES = [
+    b"HTTP/1.1 99999 x\r\n\r\n",
+    b"HTTP/1.1 500 " + b"x" * 60_000 + b"\r\n\r\n",
+    b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\nContent-Type: text/plain\r\n\r\n-5\r\nhello\r\n",
+    b"HTTP/1.1 200 x\r\nContent-Type: text/plain\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b\x08",
+    b"HTTP/1.1 200 x\r\nContent-Type: " + b"x" * 60_000 + b"/y\r\n\r\n",
+    b"x" * 70_000,
+    b"",
+]
+
+
+def mutate(pieces, count):
+    """Return `count` malformed values, made of pieces of other malformed values and of random bytes."""
+    draw = random.Random(count)
+    noise = [bytes([draw.randrange(256)]) for _ in range(40)] + [
+        b"[",
+        b"]",
+        b":",
+        b"%",
+        b"\x00",
+        b"'",
+        b"*0*=",
+    ]
+    for _ in range(count):
+        value = bytearray(draw.choice(pieces)[:100])
+        for _ in range(draw.randrange(1, 4)):
+            place = draw.randrange(len(value) + 1)
+            value[place : place + draw.randrange(3)] = draw.choice(noise)
+        yield bytes(value).replace(b"\r", b"").replace(b"\n", b"")
+
+
+def test_malformed_answers_raise_no_other_error(serve, monkeypatch):
+    """The errors are RequestError and UnreachableError, and never longer than a page of text."""
+    location = [b"HTTP/1.1 302 x\r\nLocation: " + value for value in (*LOCATIONS, *mutate(LOCATIONS, 150))]
+    kind = [b"HTTP/1.1 200 x\r\nContent-Type: " + value for value in (*TYPES, *mutate(TYPES, 150))]
+    answers = STATES + [head + b"\r\nContent-Length: 3\r\n\r\nabc" for head in location + kind]
+
+    def send(handler):
+        handler.wfile.write(answers[int(handler.path[1:])])
+        handler.close_connection = True
+
+    def resolve(host, port, **options):
+        if host != "127.0.0.1":
+            raise socket.gaierror(f"{host} is not known")
+        return real_resolve(host, port, **options)
+
+    real_resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    site = serve({f"/{number}": send for number in range(len(answers))})
+    outcomes, web = {}, Web(OPEN)
+    for number in range(len(answers)):
+        try:
+            outcomes[web.get(f"{site.url}{number}").text] = str
+        except (RequestError, UnreachableError) as error:
+            outcomes[str(error)] = type(error)
+    assert {*outcomes.values()} == {str, RequestError, UnreachableError}
+    assert max(map(len, outcomes)) < 1000
+
+
+@pytest.mark.parametrize(
+    "label", ["idna", "punycode", "undefined", "unicode_escape", "zlib", "\0", "é", "x" * 5000]
+)
+def test_what_is_no_charset_of_pages_is_not_decoded(label):
+    assert find_charset(label) is None
+    assert Page("", "text/plain", label, "松鸦".encode(), False).text == "松鸦"
+
+
+def test_charsets_of_pages_are_decoded():
+    labels = [
+        "UTF-8",
+        "iso-8859-1",
+        "windows-1252",
+        "GB2312",
+        "gb18030",
+        "Big5",
+        "Shift_JIS",
+        "euc-kr",
+        "koi8-r",
+    ]
+    assert None not in map(find_charset, labels)
+    noise = bytes(range(256)) * 3
+    for charset in CHARSETS:
+        assert Page("", "text/plain", charset, "jay ".encode(charset), False).text == "jay "
+        assert Page("", "text/plain", charset, noise, False).text.encode()
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"5", b"null", b"{", b'{"a": NaN}', b"[" * 100_000, b"9" * 5000])
+def test_an_answer_that_is_no_json_object_is_refused(body):
+    with pytest.raises(RequestError, match="not JSON"):
+        Page("", "application/json", None, body, False).read_json()

@@ -3,6 +3,8 @@
 import json
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 from scrubjay.agents.tools import web_search
 
 from .asking import ask
@@ -41,3 +43,22 @@ def test_wikipedia_gives_introductions_and_sources(serve, monkeypatch):
     monkeypatch.setattr(web_search, "API", site.url + "page")
     assert "not JSON" in ask("wikipedia", query="jay").content
     assert ask("wikipedia", query=" ").status == "error"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"query": 5},
+        {"query": {"pages": [5]}},
+        {"query": {"pages": [{"title": 5}]}},
+        {"query": {"pages": [{"title": "x", "extract": []}]}},
+        {"query": {"pages": [{"title": "x", "index": "a"}, {"title": "y", "index": 1}]}},
+        {"error": []},
+    ],
+)
+def test_an_answer_of_another_form_is_explained(serve, monkeypatch, reply):
+    site = serve({"/api": ("application/json", json.dumps(reply).encode())})
+    monkeypatch.setattr(web_search, "API", site.url + "api")
+    answer = ask("wikipedia", query="jay")
+    assert answer.status == "error"
+    assert "an answer of another form" in answer.content
