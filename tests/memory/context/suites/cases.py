@@ -9,7 +9,7 @@ import tiny
 import torch
 from definition import Rule, Text, View
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from scrubjay.memory import context
 from scrubjay.memory.context import PolicyCache
@@ -77,14 +77,14 @@ def make_text(padding: int) -> Text:
     return Text(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
 
 
-def read(model: PreTrainedModel, cache: PolicyCache, text: Text, ends: list[int]) -> Tensor:
+def read(model: PreTrainedModel, cache: Cache, text: Text, ends: list[int]) -> Tensor:
     """Return the logits of a text that is read in calls which end at `ends`."""
     return torch.cat([logits for logits, _, _ in _call(model, cache, text, ends)], dim=1)
 
 
 @torch.no_grad()
 def _call(
-    model: PreTrainedModel, cache: PolicyCache, text: Text, ends: list[int]
+    model: PreTrainedModel, cache: Cache, text: Text, ends: list[int]
 ) -> Iterator[tuple[Tensor, int, int]]:
     if ends and model.config.model_type in STATE_RESETTING_MODELS:
         ends = [ends[0], *range(ends[0] + 1, LENGTH)]  # these models read a prompt in one call

@@ -15,6 +15,7 @@ import cases
 import definition
 import tiny
 from results import PAGE, kind_of, make_row
+from transformers import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from scrubjay.memory import context
@@ -52,6 +53,21 @@ def test_a_model_equals_the_definition_or_is_refused(name):
 def test_the_page_has_every_model():
     assert rows().keys() >= {*tiny.names()} >= {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     assert cases.POLICIES.keys() == set(context.list_policies())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zamba2", "nemotron_h"])
+def test_steps_below_time_step_min_differ_as_with_transformers_own_cache(name):
+    """The page names these two models. If transformers mends them, it must be written again."""
+    model = tiny.make(name, time_step_min=0.001, time_step_floor=1e-4)
+    text = cases.make_text(0)
+    caches = [DynamicCache(config=model.config), PolicyCache(context.make("full"), model)]
+    own, ours = (cases.read(model, cache, text, cases.STEPS) for cache in caches)
+    with torch.no_grad():
+        whole = model(text.ids, use_cache=False).logits
+    assert cases.error(ours, own, text) < 1e-5
+    assert 1e-2 < cases.error(ours, whole, text) < 0.1
+    assert name in PAGE.read_text("utf-8").partition("time_step_min")[0]
 
 
 def test_kinds_of_outcomes():
