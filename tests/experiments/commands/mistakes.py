@@ -345,6 +345,7 @@ def make_case(number: int, world: Path, folder: Path) -> Case:
     mistakes = draw.choices(kinds, k=draw.choice((1, 1, 2)))
     has_damage = False
     for mistake in mistakes:
+        words = words or [verb]  # the mistake before may have removed the only word
         if mistake == "option":
             words += _option(form, draw)
         elif mistake == "word":
