@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import gymnasium
@@ -13,7 +16,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from pettingzoo import AECEnv, ParallelEnv
 
-from scrubjay.agents.rl.exits import EXITS, EnvExitError
+from scrubjay.agents.rl.exits import EXITS, EnvExitError, describe_exit
 from scrubjay.agents.rl.observations import (
     EnvFaultError,
     check_finite,
@@ -94,13 +97,47 @@ def environment_errors(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_errors(name: str) -> Iterator[None]:
-    """Raise FailedError with the name of the environment if its code ends the process in the `with` block."""
+    """Raise FailedError with the name of the environment if its code ends the process in the `with` block.
+
+    A KeyboardInterrupt counts as such an end, unless it comes from Ctrl-C.
+    """
     try:
-        yield
+        with _mark_ctrl_c() as ctrl_c:
+            yield
     except EnvExitError as error:
         raise FailedError(f"environment {str(name)!r}: {error}") from error
     except EXITS as error:
         raise FailedError(f"environment {str(name)!r}: {EnvExitError.from_error(error)}") from error
+    except KeyboardInterrupt as error:
+        if ctrl_c.is_set():
+            raise
+        raise FailedError(f"environment {str(name)!r}: {describe_exit(error)}") from error
+
+
+@contextlib.contextmanager
+def _mark_ctrl_c() -> Iterator[threading.Event]:
+    """Set the event at Ctrl-C, which then raises KeyboardInterrupt as before.
+
+    The event is set from the start where this function cannot tell: in another thread, and under another
+    handler of Ctrl-C.
+    """
+    event, default = threading.Event(), signal.default_int_handler
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        event.set()
+        default(number, frame)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not default:
+        event.set()
+        yield event
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        if signal.getsignal(signal.SIGINT) is handle:
+            signal.signal(signal.SIGINT, default)
 
 
 class ExitGuard(gymnasium.Wrapper[Any, Any, Any, Any]):

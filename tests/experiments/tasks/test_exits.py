@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
@@ -134,11 +135,28 @@ def test_an_import_that_exits_is_named(recipe, here):
     assert "leaves.py, line 2 raised SystemExit (exit code 0)" in err
 
 
-def test_an_interrupt_that_nobody_sent_is_a_failure(here):
-    words = ["train", "ppo", "--env", "quits:Quits", *settings(where="step", when=20, how="interrupt")]
+@pytest.mark.parametrize(("where", "when"), [("init", 0), ("reset", 0), ("step", 0), ("step", 20)])
+def test_an_interrupt_that_nobody_sent_is_a_failure(where, when, here):
+    words = ["train", "ppo", "--env", "quits:Quits", *settings(where=where, when=when, how="interrupt")]
     code, _, err = here(*words, *SMALL, "--run-dir", "r")
     assert code == 1
     assert "quits.py, line 13 raised KeyboardInterrupt (no Ctrl-C)" in err
+
+
+def test_an_import_that_interrupts_is_a_failure(here, tmp_path):
+    (tmp_path / "leaves.py").write_text("raise KeyboardInterrupt\n")
+    code, _, err = here("train", "ppo", "--env", "leaves:make")
+    assert code == 1
+    assert "environment 'leaves:make': " in err
+    assert "leaves.py, line 1 raised KeyboardInterrupt (no Ctrl-C)" in err
+
+
+def test_ctrl_c_in_the_code_of_an_environment_stops_the_command(here, tmp_path):
+    (tmp_path / "leaves.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    before = signal.getsignal(signal.SIGINT)
+    code, out, err = here("train", "ppo", "--env", "leaves:make")
+    assert (code, err.strip()) == (130, "stopped"), out
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("when", [0, 20])
@@ -154,11 +172,13 @@ def test_a_broken_pipe_is_not_taken_for_a_closed_output(when, here):
 def test_other_commands_fail_alike(verb, recipe, here):
     name = "quits:Quits" if recipe == "ppo" else "quits:Team"
     assert here("train", recipe, "--env", name, *SMALL, "--run-dir", "r")[0] == 0
-    for where in ("init", "reset", "step"):
-        code, _, err = here(verb, "r", "--trust", *settings(where=where, when=3 if where == "step" else 0))
-        assert code == 1, where
-        assert "raised SystemExit (exit code 0)" in err
-        assert err.startswith("scrubjay: environment '")
+    for how, error in (("exit", "SystemExit (exit code 0)"), ("interrupt", "KeyboardInterrupt (no Ctrl-C)")):
+        for where in ("init", "reset", "step"):
+            when = 3 if where == "step" else 0
+            code, _, err = here(verb, "r", "--trust", *settings(where=where, when=when, how=how))
+            assert code == 1, (where, how)
+            assert f"raised {error}" in err
+            assert err.startswith("scrubjay: environment '")
 
 
 def test_a_picture_that_exits_is_a_failure(here):
