@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scrubjay.agents.chat.constraint import CALL_BEGIN
+from scrubjay.memory.context.foreign.rendering import render_chat
 from scrubjay.memory.context.policies.budget import get_window
 from scrubjay.memory.context.quotes import ControlTokens, select_template
 
@@ -78,7 +79,7 @@ class LoadedModel:
         for has_tools in (False, True):
             try:
                 template = select_template(self.tokenizer, has_tools=has_tools)
-                prompt = self.tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+                prompt = render_chat(self.tokenizer, template, turns) if template else ""
             except Exception:  # noqa: BLE001  a template may fail in any way
                 prompt = ""
             tokens = self.tokenizer(prompt.rpartition(_ANSWER)[2], add_special_tokens=False).input_ids

@@ -17,8 +17,11 @@ from langchain_core.messages import (
 )
 
 from scrubjay.agents.chat.constraint import CALL_BEGIN, CALL_END
+from scrubjay.memory.context.foreign.meter import TemplateLimitError
+from scrubjay.memory.context.foreign.rendering import render_chat
 from scrubjay.memory.context.quotes import ControlTokens, Quotes, select_template
 
+_MAX_REASON = 500  # characters of an error that a template raises
 # Content blocks that are not text: calls, which are written separately, and reasoning.
 _SILENT_BLOCKS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
 _ROLES = ("system", "user", "assistant", "tool")
@@ -80,7 +83,8 @@ def write_prompt(
     template without their reasoning.
 
     Raises ValueError if there are no messages, if a content is not text, or if there is no template. Raises
-    ValueError also if the template fails, rejects the conversation or leaves out a part of it.
+    ValueError also if the template fails, rejects the conversation, leaves out a part of it, or takes too
+    many steps (`render_chat`).
     """
     template = select_template(tokenizer, template, bool(tools))
     if not template:
@@ -127,11 +131,11 @@ class _TemplateError(Exception):
 
 def _apply_template(tokenizer: Any, template: str, turns: list[dict[str, Any]], **keywords: Any) -> str:
     try:
-        prompt = tokenizer.apply_chat_template(
-            turns, chat_template=template, add_generation_prompt=True, tokenize=False, **keywords
-        )
+        prompt = render_chat(tokenizer, template, turns, add_generation_prompt=True, **keywords)
+    except TemplateLimitError:
+        raise
     except Exception as error:  # noqa: BLE001  a template may fail in any way
-        raise _TemplateError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise _TemplateError(" ".join(str(error).split())[:_MAX_REASON] or type(error).__name__) from None
     for message in turns:
         text = message["content"]
         text = (text if isinstance(text, str) else text[0]["text"]).strip()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from scrubjay.memory.context.foreign.rendering import render_chat
 from scrubjay.memory.context.quotes import ControlTokens, Quotes, select_template
 
 SLACK = 200
@@ -56,12 +57,7 @@ class Example:
         if template is None:
             return quotes.to_prompt(f"{prompt}\n{prefix}")
         turn = [{"role": "user", "content": prompt}]
-        return quotes.to_prompt(
-            tokenizer.apply_chat_template(
-                turn, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-            + prefix
-        )
+        return quotes.to_prompt(render_chat(tokenizer, template, turn, add_generation_prompt=True) + prefix)
 
 
 def token_counter(tokenizer: Any) -> Callable[[Example], int]:

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from scrubjay.memory.context.foreign.rendering import render_chat
+
 _BREAK = "\u200b"
 _UNKNOWN = "\ufffd"
 # Characters that JSON escapes. They, and whitespace, stay unchanged while a template is applied.
@@ -254,9 +256,7 @@ def build_chat_prompt(tokenizer: Any, question: str) -> ChatPrompt:
     user = f"{_MARK}\n\nAnswer with the text above: {quotes.quote(question)}{_END}"
     if template:
         messages = [{"role": "user", "content": user}]
-        prompt = tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        prompt = render_chat(tokenizer, template, messages, add_generation_prompt=True)
     else:
         prompt = f"{user}\nAnswer:"
     before, _, after = prompt.partition(_MARK)
