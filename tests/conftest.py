@@ -66,7 +66,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Mark the matrix as slow. Run the tests that take a minute first: last, one process would be busy alone."""
+    """Mark the matrix as slow. Run first what takes a minute: at the end it would keep one process busy."""
     for item in items:
         if item.get_closest_marker("matrix"):
             item.add_marker("slow")
