@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import json
 import logging
 import math
 import os
+import secrets
 import stat
+import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -51,10 +56,10 @@ def create_run_files(path: Path, contents: Mapping[str, str | bytes | None], res
 def lock(path: Path) -> IO[str]:
     """Lock a run for training; return an open file that holds the lock until it is closed.
 
-    The system releases the lock when the process ends. Raises ValueError if another process holds the lock,
-    or if TensorBoard cannot open the path.
-    On NFS the lock also works between machines if the server supports locks, as NFS 4 does. If the file
-    system has no locks, a warning is logged.
+    The system releases the lock when the process ends. A process that is forked meanwhile, such as an
+    environment in a process of its own, does not hold the lock. Raises ValueError if another process holds
+    the lock, or if TensorBoard cannot open the path. On NFS the lock also works between machines if the
+    server supports locks, as NFS 4 does. If the file system has no locks, a warning is logged.
     """
     _check_name(path)
     return _lock(path, "is being trained by another process; wait for it or stop it", "train the run in")
@@ -83,9 +88,24 @@ def release_folders() -> None:
         _folders.popitem()[1].close()
 
 
+_locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+"""Lock files of this process, open or closed."""
+
+
+def _drop_locks() -> None:
+    """Close the lock files in a forked process: it would hold the locks after a kill of its parent."""
+    for file in _locks:
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)
+
+
 def _lock(path: Path, in_use: str, without_locks: str) -> IO[str]:
     """Lock a folder; `in_use` is the text of the error, `without_locks` begins the advice of the warning."""
     file = (path / LOCK).open("w")
+    _locks.add(file)
     try:
         import fcntl
     except ImportError:  # Windows has no such locks
@@ -131,19 +151,31 @@ def check_files(path: Path) -> None:
                 )
 
 
+_LEFTOVER_SECONDS = 3600.0
+"""Age at which the temporary file of a write counts as a leftover of a killed process."""
+
+
 def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     """Write a file atomically: if the process is killed, the file has its old or its new content.
 
-    `mode` are the permissions of a new file, before the umask.
+    Several processes may write the same file; the last one wins. `mode` are the permissions of a new file,
+    before the umask.
     """
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):
+        with contextlib.suppress(OSError):  # another process may have deleted it
+            if time.time() - leftover.lstat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # fails on an existing link
-    with open(os.open(temporary, flags, mode), "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with open(os.open(temporary, flags, mode), "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 MAX_BYTES = 2**26

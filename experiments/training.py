@@ -120,6 +120,10 @@ def run_training(
         try:
             _ = run.success_without_memory  # the curve needs it; its errors are reported before training
             engine = resources.enter_context(make_engine(config, run.path, run.trust, ray))
+            # Another process may have trained the run since it was loaded.
+            run.check_current()
+            if run.is_finished:
+                return
             read_metrics(run.path / METRICS)  # the curve needs them, too
             _write_extension(run)
             log_config = read_object(run.path / CONFIG) if logger else {}

@@ -176,6 +176,16 @@ class Run:
         run.stored_config = self.config
         return run
 
+    def check_current(self) -> None:
+        """Raise ValueError if another process has extended the run since it was loaded.
+
+        The caller must hold the lock of the directory.
+        """
+        if Run.load(self.path, self.trust).config != (self.stored_config or self.config):
+            raise ValueError(
+                f"{self.path} was extended by another process since it was loaded; load it again"
+            )
+
     def write_extension(self) -> None:
         """Write the new total of steps to config.json and delete the old result.
 
@@ -184,10 +194,7 @@ class Run:
         """
         if self.stored_config is None:
             return
-        if Run.load(self.path, self.trust).config != self.stored_config:
-            raise ValueError(
-                f"{self.path} was extended by another process since it was loaded; load it again"
-            )
+        self.check_current()
         # Delete the result first: after a kill here the run has its old config and is evaluated again.
         (self.path / RESULT).unlink(missing_ok=True)
         ownership.replace_config(self.path, self.path / CONFIG, to_json(self.config))

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import signal
+import time
 
 import pytest
 
 from scrubjay.experiments import files as json_reader
-from scrubjay.experiments.files import parse, read_lines, read_object, read_text, read_untrusted
+from scrubjay.experiments.files import (
+    lock,
+    parse,
+    read_lines,
+    read_object,
+    read_text,
+    read_untrusted,
+    write_atomically,
+)
+
+needs_fork = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="needs fork, which starts a process in no time"
+)
 
 
 def test_line_ends_are_normalized(tmp_path):
@@ -51,3 +67,67 @@ def test_invalid_json_is_an_error(text):
 def test_is_number_accepts_json_numbers_alone():
     assert all(map(json_reader.is_number, (0, -1.5, float("nan"), float("inf"))))
     assert not any(map(json_reader.is_number, (True, "1", None, 10**400, [1])))
+
+
+def _write_many(path, letter):
+    for _ in range(100):
+        write_atomically(path, letter * 1000)
+
+
+@needs_fork
+def test_processes_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "a.txt"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_many, args=(path, letter)) for letter in "ab"]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        with contextlib.suppress(FileNotFoundError):
+            assert read_text(path) in ("a" * 1000, "b" * 1000)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_other_file(tmp_path):
+    write_atomically(tmp_path / "a.txt", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / "a.txt", "\ud800")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_leftover_of_a_killed_write_is_deleted_once_it_is_old(tmp_path):
+    for name, age in (("old", 7200), ("new", 0)):
+        leftover = tmp_path / f".a[1].txt.{name}.writing"
+        leftover.write_text("half")
+        os.utime(leftover, times=(time.time() - age, time.time() - age))
+    write_atomically(tmp_path / "a[1].txt", "text")
+    assert {file.name for file in tmp_path.iterdir()} == {"a[1].txt", ".a[1].txt.new.writing"}
+
+
+@needs_fork
+def test_a_forked_process_does_not_hold_the_lock_after_the_death_of_its_parent(tmp_path):
+    """An environment in a process of its own may still be in a long step when its trainer is killed."""
+    file = lock(tmp_path)
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(sender, b"running")
+        time.sleep(600)
+    os.read(receiver, 7)
+    file.close()  # as the system does when the parent dies
+    try:
+        lock(tmp_path).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@needs_fork
+def test_a_fork_does_not_release_the_lock_of_the_parent(tmp_path):
+    with lock(tmp_path):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            lock(tmp_path)

@@ -125,6 +125,36 @@ def test_a_run_in_use_is_not_trained_twice(tiny, tmp_path):
     assert resume(tmp_path / "run").is_finished
 
 
+def test_a_run_that_another_process_has_extended_is_loaded_again(tiny, tmp_path):
+    """Otherwise the old process would evaluate the run in the middle of its new steps."""
+    train(tiny(), tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    old = Run.load(tmp_path / "run")
+
+    def listen(step, row):
+        if step >= 224:
+            raise KeyboardInterrupt
+
+    longer = Run.load(tmp_path / "run").with_total_steps(384)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(longer, on_update=listen)
+    for run in (old, old.with_total_steps(320)):
+        with pytest.raises(TrainingStartError, match="was extended by another process since it was loaded"):
+            run_training(run)
+    assert longer.status == "unfinished"
+    assert resume(tmp_path / "run").result["step"] == 384
+
+
+def test_a_run_that_another_process_has_finished_is_left_alone(tiny, tmp_path):
+    old = Run.create(tiny(), tmp_path / "run")
+    resume(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in old.path.rglob("*") if path.is_file()}
+    run_training(old)
+    after = {path: path.stat().st_mtime_ns for path in old.path.rglob("*") if path.is_file()}
+    changes = {path.name for path in after if after[path] != before.get(path)}
+    assert {name for name in changes if "tfevents" not in name} <= {".lock"}
+
+
 @pytest.mark.parametrize("name", ["environment.json", "metrics.jsonl"])
 def test_files_for_the_curve_are_validated_before_training(name, finished_run, tmp_path):
     copy = shutil.copytree(finished_run.path, tmp_path / "run")
