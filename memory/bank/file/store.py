@@ -23,6 +23,7 @@ from scrubjay.memory.bank.file.damage import DamagedBankError, is_damage_error, 
 from scrubjay.memory.bank.file.words import day_words
 
 _MMAP_SIZE = 1 << 40  # bytes of the file to map into memory; SQLite's own limit may be lower
+_LOG_SIZE = 1 << 26  # bytes of the write-ahead log; it is larger only while a reader needs older content
 _LOCK_TIMEOUT = 30.0  # seconds to wait for another process's lock
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -195,6 +196,7 @@ class Store:
         connection.execute("PRAGMA foreign_keys = ON")
         self._use_log()
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_SIZE}").fetchone()
         connection.execute(f"PRAGMA mmap_size = {_MMAP_SIZE}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == len(_MIGRATIONS):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from scrubjay.memory import DamagedBankError, MemoryBank
+from scrubjay.memory.bank.file import store
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -63,6 +64,24 @@ def test_several_processes_write_one_file(tmp_path):
     with MemoryBank(path) as bank:
         assert len(bank) == 4 * 30
         assert all(record.sayings == 3 for record in bank.recent(200) if record.text.startswith("shared"))
+
+
+def test_the_log_shrinks_once_no_reader_needs_it(tmp_path, monkeypatch):
+    """The log grows during a long search, and at most `_LOG_SIZE` bytes of it stay afterwards."""
+    limit = 2**20
+    monkeypatch.setattr(store, "_LOG_SIZE", limit)
+    path, log = tmp_path / "bank.db", tmp_path / "bank.db-wal"
+    with MemoryBank(path) as bank, MemoryBank(path) as other:
+        bank.add("first")
+        with other.store.reading() as connection:
+            connection.execute("SELECT COUNT(*) FROM records").fetchone()
+            for number in range(4):
+                bank.add(f"{number} {'word ' * 200_000}", merge=False)
+            assert log.stat().st_size > 4 * limit
+        bank.add("The next write moves the content of the log into the file.")
+        bank.add("The write after it starts the log anew.")
+        assert log.stat().st_size <= limit
+        assert len(bank) == len(other) == 7
 
 
 def test_what_is_written_together_is_there_together():
