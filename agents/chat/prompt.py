@@ -182,7 +182,7 @@ def _to_dict(message: BaseMessage, native: bool, template: str, quotes: Quotes) 
 
 def _role(role: str, template: str, quotes: Quotes) -> str:
     """Return a role name: unchanged if the template knows this role, else quoted (`Quotes.quote`)."""
-    is_known = re.fullmatch(r"\w+", role) and re.search(rf"""['"]{role}['"]""", template)
+    is_known = re.fullmatch(r"\w+", role) and re.search(rf"""['"]{re.escape(role)}['"]""", template)
     return role if role in _ROLES or is_known else quotes.quote(role)
 
 

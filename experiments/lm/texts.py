@@ -23,6 +23,9 @@ from scrubjay.experiments import files as json_reader
 
 _VECTOR_OF_STRINGS, _STRING = 16, 9
 _DATABASE = "data/Rdata.rdb"
+_MAX_BYTES = 2**26
+"""Maximum size of a decompressed database or block; the novels have 4 MB in all."""
+_PIECE = 65536
 
 
 def read_text(path: Path | str, title: str | None = None) -> str:
@@ -92,7 +95,10 @@ def _extract_database(package: bytes, path: Path) -> bytes:
                 for member in files:
                     file = files.extractfile(member) if member.name.endswith(_DATABASE) else None
                     if file is not None:
-                        return file.read()
+                        database = file.read(_MAX_BYTES + 1)
+                        if len(database) > _MAX_BYTES:
+                            raise ValueError(f"{path}: {_DATABASE} has more than {_MAX_BYTES} bytes")
+                        return database
         place += 60 + size + size % 2
     raise ValueError(f"{path} holds no {_DATABASE}; get it with: apt-get download r-cran-janeaustenr")
 
@@ -101,12 +107,16 @@ def _blocks(data: bytes) -> Iterator[bytes]:
     place = 0
     while place < len(data):
         (length,) = struct.unpack_from(">I", data, place)
-        stream = zlib.decompressobj()
-        block = stream.decompress(data[place + 4 :])
-        if len(block) != length:
+        if length > _MAX_BYTES:
+            raise zlib.error(f"a block of {length} bytes is longer than {_MAX_BYTES}")
+        place += 4
+        stream, block = zlib.decompressobj(), bytearray()
+        while not stream.eof and len(block) <= length and (piece := data[place : place + _PIECE]):
+            block += stream.decompress(piece, length + 1 - len(block))
+            place += len(piece) - len(stream.unused_data) - len(stream.unconsumed_tail)
+        if len(block) != length or not stream.eof:
             raise zlib.error(f"a block has {len(block)} bytes instead of {length}")
-        yield block
-        place = len(data) - len(stream.unused_data)
+        yield bytes(block)
 
 
 def _lines(block: bytes) -> list[str]:

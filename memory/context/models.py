@@ -64,7 +64,7 @@ def load_model(
     """
     resolve_device(device, "compute")
     path = _smollm2() if source == SMOLLM2 else Path(source)
-    options: dict = {"local_files_only": True, "trust_remote_code": False}
+    options: dict = {}
     if path.is_file() and path.suffix == ".gguf":
         if importlib.util.find_spec("gguf") is None:
             raise ImportError("reading a GGUF file needs the package gguf: pip install 'scrubjay[lm]'")
@@ -79,12 +79,16 @@ def load_model(
         raise ValueError(f"no model at {str(source)!r}; give {SMOLLM2!r}, a folder or a .gguf file")
     try:
         with _bars_on_terminals_alone():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **options
+            )
             model_and_info: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 output_loading_info=True,
                 use_safetensors=None if trust else True,
+                local_files_only=True,
+                trust_remote_code=False,
                 **options,
             )
         model, loading_info = model_and_info
@@ -131,8 +135,7 @@ def _check_files(folder: Path, trust: bool) -> None:
     _check_adapter(folder, trust)
     if not trust and (pickled_file := _pickled_file(folder, config)):
         dtype = config.get("dtype", config.get("torch_dtype"))
-        is_dtype = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
-        precision = f", dtype=torch.{dtype}" if is_dtype else ""
+        precision = f", dtype=torch.{dtype}" if dtype in ("float32", "float16", "bfloat16") else ""
         raise ValueError(
             f"the weights of the model at {name} are pickled ({pickled_file}), and unpickling can run code; "
             "only safetensors are read. If you trust the file, convert it once: "

@@ -63,6 +63,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
     for name, content, message in (
         ("cut.rdb", whole[:-9], "damaged"),
         ("no.rdb", struct.pack(">I", 3) + zlib.compress(b"abc"), "XDR"),
+        (
+            "long.rdb",
+            struct.pack(">I", 2**31) + zlib.compress(b"abc"),
+            "a block of 2147483648 bytes is longer",
+        ),
+        ("bomb.rdb", struct.pack(">I", 1000) + zlib.compress(bytes(2**24)), "1001 bytes instead of 1000"),
+        ("bomb.deb", package(bytes(2**26 + 1)), "more than 67108864 bytes"),
         ("empty.rdb", b"", "empty"),
         ("no.deb", b"odd", "not a Debian package"),
         ("no.pdf", b"odd", "give a .txt"),
