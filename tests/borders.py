@@ -37,14 +37,14 @@ NOWHERE = (
         "builtins.eval builtins.exec builtins.compile code.* codeop* runpy* imp.* zipimport*", "they run code"
     ),
     Border("lxml* bs4* html.parser* xml* html5lib* defusedxml*", "trafilatura reads HTML; nothing reads XML"),
-    Border("jinja2* mako*", "only transformers renders templates"),
+    Border("mako* chameleon*", "not needed"),
     Border("gzip* bz2* shutil.unpack_archive ?.extractall", "not needed"),
     Border("csv.reader csv.DictReader configparser* plistlib* h5py* msgpack*", "not needed"),
     Border("PIL.Image.open PIL.ImageFile* matplotlib.image* ?.imread", "pictures are written, never read"),
     Border("os.system os.popen os.exec* os.spawn* os.posix_spawn* pty*", "no shell"),
     Border("datasets* requests* httpx* urllib3*", "not needed"),
     Border("ctypes* cffi* codecs.decode codecs.lookup codecs.open dbm*", "not needed"),
-    Border("[!?]*.__dict__* *.__getattribute__ inspect.getattr_static", "they hide names from this table"),
+    Border("[!?]*.__dict__* inspect.getattr_static", "they hide names from this table"),
     Border("pandas.io* pandas.HDFStore pandas.ExcelFile scipy.io* tensorflow* keras* cv2*", "not needed"),
     Border("cbor2* bson* avro* google.protobuf* flatbuffers*", "not needed"),
     Border("peft* diffusers* sentence_transformers*", "not needed"),
@@ -83,6 +83,11 @@ CODE = (
         "experiments/tasks/environments.py experiments/tasks/teams.py experiments/user_modules.py "
         "kernels/dispatch.py kernels/search/op.py memory/config_registry.py memory/contract/stepper.py "
         "src/scrubjay/_lazy.py",
+    ),
+    Border(
+        "*.__getattribute__",
+        "the values in a namespace of a template, which are measured",
+        "memory/context/foreign/meter.py",
     ),
     Border(
         "sys.modules*",
@@ -159,11 +164,11 @@ MODELS = (
     Border("huggingface_hub.snapshot_download huggingface_hub.load* transformers.pipeline", "not needed"),
     Border("gguf* sentencepiece*", "only transformers reads them"),
     Border(
-        "?.apply_chat_template",
-        "a sandbox of Jinja; any error is reported",
-        "agents/chat/ experiments/lm/needles.py memory/context/quotes.py",
-        {"tokenize": "False"},
+        "jinja2*",
+        "a sandbox of Jinja with limits on steps and sizes",
+        "memory/context/foreign/",
     ),
+    Border("?.apply_chat_template", "memory/context/foreign renders templates within its limits"),
     Border(
         "safetensors.safe_open safetensors.torch.load_file safetensors.torch.load",
         "shapes are compared with the config before the tensors are read",
