@@ -174,8 +174,8 @@ class Module:
         """Return the full names of the object that a call gives, for calls that look something up."""
         functions, arguments = self.resolve(node.func), node.args
         if functions & IMPORTS:
-            named = [keyword.value for keyword in node.keywords if keyword.arg == "name"]
-            return {word.lstrip(".") for word in _words([*arguments, *named][:1])}
+            keywords = [keyword.value for keyword in node.keywords if keyword.arg == "name"]
+            return {word.lstrip(".") for word in _words([*arguments, *keywords][:1])}
         if "builtins.getattr" in functions:
             bases = self.resolve(arguments[0]) if arguments else set()
             return {f"{base}.{word}" for base in bases or {UNKNOWN} for word in _words(arguments[1:2])}
