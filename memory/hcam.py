@@ -155,6 +155,7 @@ class HCAM(Memory):
     """
 
     retrieves = True
+    max_segment = 4096  # each step has a mask over all chunks of the segment
 
     def __init__(self, config: HCAMConfig) -> None:
         super().__init__(config)

@@ -65,6 +65,9 @@ class Memory(nn.Module, ABC):
     of these entries that no step has written may hold any value."""
     no_gradient: tuple[str, ...] = ()
     """Names of parameters that by design receive no gradient; an instance may extend this list."""
+    max_segment: int | None = None
+    """Longest segment that `segment` processes at once; `forward` divides a longer one. For memories whose
+    cost of a segment grows with the square of its length; None for no limit."""
     _anchor: Tensor
 
     def __init__(self, config: MemoryConfig) -> None:
@@ -128,6 +131,8 @@ class Memory(nn.Module, ABC):
             return x, state
         if start is None:
             start = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        if self.max_segment is not None and x.shape[1] > self.max_segment:
+            return self._divide_segment(x, state, start, self.max_segment)
         state = self.blank_unwritten(state)
         # The default loop over `step` handles NaN and inf as single steps do: a reset selects other values.
         if type(self).segment is Memory.segment or bool(_total_norm(x, state) < _MAX_SAFE_NORM):
@@ -185,6 +190,14 @@ class Memory(nn.Module, ABC):
     def _shapes(self) -> dict[str, torch.Size]:
         """Shapes of the state entries without the batch dimension."""
         return {name: value.shape[1:] for name, value in self.initial_state(1).items()}
+
+    def _divide_segment(self, x: Tensor, state: State, start: Tensor, steps: int) -> tuple[Tensor, State]:
+        """Process a segment in pieces of `steps` steps, one after the other."""
+        outputs = []
+        for own_x, own_start in zip(x.split(steps, dim=1), start.split(steps, dim=1), strict=True):
+            y, state = self.forward(own_x, state, own_start)
+            outputs.append(y)
+        return torch.cat(outputs, dim=1), state
 
     def _segment_nonfinite(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Process a segment with NaN, inf or huge values. Their effect must end at the next `start`.

@@ -255,6 +255,7 @@ class ChunkedMemory(Memory):
     """
 
     retrieves = True
+    max_segment = 4096  # each step has a mask over all chunks of the segment
 
     def __init__(self, config: ChunkedConfig, layers: Sequence[ChunkedLayer]) -> None:
         super().__init__(config)

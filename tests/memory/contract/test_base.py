@@ -81,3 +81,32 @@ def test_inputs_of_another_dtype_than_the_parameters_are_refused(name, time):
         module(x.double(), state)
     with torch.autocast("cpu", torch.bfloat16):
         assert module(x.bfloat16(), state)[0].shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in memory.list_memories() if memory.make(name, dim=8).max_segment]
+)
+def test_a_long_segment_equals_its_parts(name):
+    """A memory may divide a segment; outputs, state and gradients are those of the undivided segment."""
+    torch.manual_seed(0)
+    module = memory.make(name, dim=8).double()
+    x = torch.randn(2, 70, 8, dtype=torch.float64)
+    start = torch.zeros(2, 70, dtype=torch.bool)
+    start[1, [0, 33, 50]] = True
+    results, lengths = [], []
+    segment = module.segment
+
+    def record(x, state, start):
+        lengths.append(x.shape[1])
+        return segment(x, state, start)
+
+    module.segment = record
+    for limit in (None, 70, 23):
+        module.max_segment = limit
+        inputs = x.clone().requires_grad_()
+        y, state = module(inputs, module.initial_state(2), start)
+        gradients = torch.autograd.grad(y.square().sum(), [inputs, *module.parameters()], allow_unused=True)
+        results.append([y, *state.values(), *(value for value in gradients if value is not None)])
+    assert lengths == [70, 70, 23, 23, 23]
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-9, atol=1e-9)
