@@ -13,7 +13,13 @@ import gymnasium
 import numpy as np
 from pettingzoo import ParallelEnv
 
-from scrubjay.agents.rl.observations import check_observation, leaf_spaces, leaf_values
+from scrubjay.agents.rl.observations import (
+    check_info_has_no_mask,
+    check_observation,
+    check_space_has_no_mask,
+    leaf_spaces,
+    leaf_values,
+)
 from scrubjay.agents.rl.rollout import Actor, ActorInput, Environments, EnvStep, RolloutStep, rollout
 from scrubjay.experiments.tasks.faults import environment_errors
 
@@ -55,12 +61,14 @@ class OneEnv(_OneEnvironment):
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
         self.is_over = False
         with environment_errors(self._name):
-            self.observation, _ = self.env.reset(seed=seed)
+            self.observation, info = self.env.reset(seed=seed)
+            check_info_has_no_mask(info)
             return self._inputs()
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
         with environment_errors(self._name):
             self.observation, reward, terminated, truncated, info = self.env.step(actions[0])
+            check_info_has_no_mask(info)
             following = self._inputs()
         self.is_over = bool(terminated or truncated)
         ends = np.array([[bool(terminated)], [bool(truncated)]])
@@ -82,17 +90,22 @@ class OneTeam(_OneEnvironment):
         self.env, self._name = env, name
         self.agents = list(env.possible_agents)
         self.num_agents = len(self.agents)
-        self.leaves = leaf_spaces(env.observation_space(self.agents[0]))
+        space = env.observation_space(self.agents[0])
+        with environment_errors(name):
+            check_space_has_no_mask(space)
+        self.leaves = leaf_spaces(space)
 
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
         with environment_errors(self._name):
-            self.observation, _ = self.env.reset(seed=seed)
+            self.observation, infos = self.env.reset(seed=seed)
+            _check_masks(infos)
             return self._inputs(start=True)
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
         acting = self.living(actions[0])
         with environment_errors(self._name):
             self.observation, self.rewards, terminations, truncations, infos = self.env.step(acting)
+            _check_masks(infos)
             following = self._inputs(start=False)
         rewards = np.array([[float(self.rewards.get(agent, 0)) for agent in self.agents]])
         terminated = np.array([[bool(terminations.get(agent)) for agent in self.agents]])
@@ -117,3 +130,10 @@ class OneTeam(_OneEnvironment):
         alive = np.array([[agent in self.env.agents for agent in self.agents]])
         self.is_over = not self.env.agents
         return ActorInput(batch, np.array([start]), alive)
+
+
+def _check_masks(infos: Any) -> None:
+    """Raise EnvFaultError if the info of an agent has an action mask, which policies would ignore."""
+    for info in infos.values() if isinstance(infos, Mapping) else ():
+        if isinstance(info, Mapping):
+            check_info_has_no_mask(info)

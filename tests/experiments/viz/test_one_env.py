@@ -2,7 +2,10 @@
 
 import gymnasium
 import numpy as np
+import pytest
+from gymnasium import spaces
 
+from scrubjay.agents.rl.observations import EnvFaultError
 from scrubjay.agents.rl.rollout import Choice
 from scrubjay.experiments.viz.one_env import OneEnv, OneTeam
 
@@ -39,3 +42,49 @@ def test_agents_that_left_have_zeros_and_do_not_act():
     assert actor.inputs[-1].observations[""][0, 1].tolist() == [0, 0]
     assert [step.result.rewards.tolist() for step in steps] == [[[1, 2]]] * 2 + [[[1, 0]]] * 2
     assert [inputs.starts.item() for inputs in actor.inputs] == [True, False, False, False]
+
+
+class Masked:
+    """Environment or team with an action mask in an info: at the reset, or at the second step."""
+
+    def __init__(self, env, is_team, when):
+        self.env, self.is_team, self.when, self.steps = env, is_team, when, 0
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
+
+    def mask(self):
+        if self.steps != self.when:
+            return {}
+        return {"b": {"action_mask": [1, 0]}} if self.is_team else {"action_mask": [1, 0]}
+
+    def reset(self, *, seed=None, options=None):
+        return self.env.reset(seed=seed)[0], self.mask()
+
+    def step(self, action):
+        self.steps += 1
+        return *self.env.step(action)[:4], self.mask()
+
+
+@pytest.mark.parametrize("when", [0, 2])
+@pytest.mark.parametrize("is_team", [False, True])
+def test_action_masks_are_refused_as_in_training(is_team, when):
+    """A film or page would show forbidden actions."""
+    if is_team:
+        envs, actor = OneTeam(Masked(Relay(), True, when), "own:Env"), Counting(np.array([[1, 2]]))
+    else:
+        env = Masked(gymnasium.make("CartPole-v1"), False, when)
+        envs, actor = OneEnv(env, "own:Env"), Counting([1])
+    with pytest.raises(EnvFaultError, match="environment 'own:Env': info has the key 'action_mask'"):
+        list(envs.play(actor, envs.reset(seed=3), max_steps=50))
+
+
+def test_a_team_with_action_masks_in_its_observations_is_refused():
+    class Board(Relay):
+        def observation_space(self, agent):
+            return spaces.Dict(
+                {"board": super().observation_space(agent), "action_mask": spaces.MultiBinary(2)}
+            )
+
+    with pytest.raises(EnvFaultError, match="environment 'own:Board': the observation space has the key"):
+        OneTeam(Board(), "own:Board")
