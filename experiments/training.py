@@ -134,30 +134,32 @@ def run_training(
         title = one_line(f"{config.recipe} {config.label} s{config.seed}")
         with ProgressDisplay(title, config.planned_steps, engine.step, progress) as display:
             while engine.step < config.planned_steps and stop.signal_number is None:
-                with _record_failure(engine, run.path):
+                with _record_failure(engine, run.path, stop):
                     row = engine.update()
                 display.update(engine.step, row)
                 log.update(engine.step, row)
                 if on_update is not None:
                     on_update(engine.step, row)
-        with _record_failure(engine, run.path):
+        with _record_failure(engine, run.path, stop):
             engine.save()
         _plot_curve(run)
         if stop.signal_number is not None:
             raise GracefulInterrupt(stop.signal_number, run.resume_command)
-        with _record_failure(engine, run.path):
+        with _record_failure(engine, run.path, stop):
             result = engine.result()
         write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
         log.finish(result)
 
 
 @contextlib.contextmanager
-def _record_failure(engine: Engine, run_dir: Path) -> Iterator[None]:
+def _record_failure(engine: Engine, run_dir: Path, stop: StopRequest) -> Iterator[None]:
     """Write the status "failed" if the `with` block raises an error."""
     try:
         yield
-    except (Exception, SystemExit) as error:
-        reason = describe_exit(error) if isinstance(error, SystemExit) else describe(error)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and not _comes_from_code(error, stop):
+            raise
+        reason = describe(error) if isinstance(error, Exception) else describe_exit(error)
         with contextlib.suppress(OSError):  # the error itself may be a full disk
             write_status(run_dir, "failed", engine.step, reason)
         raise
@@ -176,9 +178,13 @@ def _refuse_exits(config: Any, stop: StopRequest) -> Iterator[None]:
     except SystemExit as error:
         raise FailedError(describe_exit(error)) from error
     except KeyboardInterrupt as error:
-        if stop.catches_interrupts and not isinstance(error, GracefulInterrupt):
+        if _comes_from_code(error, stop):
             error.add_note(describe_exit(error))
         raise
+
+
+def _comes_from_code(error: KeyboardInterrupt, stop: StopRequest) -> bool:
+    return stop.catches_interrupts and not isinstance(error, GracefulInterrupt)
 
 
 def _write_extension(run: Run) -> None:

@@ -76,7 +76,8 @@ def continue_training(run: Run, quiet: bool, ray: RayOptions | None = None, logg
         ) from error
     except KeyboardInterrupt as error:
         if notes := getattr(error, "__notes__", ()):  # it does not come from Ctrl-C
-            raise FailedError("; ".join(notes)) from error
+            advice = f"after fixing it, continue with: {run.resume_command}"
+            raise FailedError("; ".join([*notes, advice])) from error
         raise
     except FailedError as error:
         raise FailedError(f"{error}; after fixing it, continue with: {run.resume_command}") from error

@@ -136,11 +136,13 @@ def test_an_import_that_exits_is_named(recipe, here):
 
 
 @pytest.mark.parametrize(("where", "when"), [("init", 0), ("reset", 0), ("step", 0), ("step", 20)])
-def test_an_interrupt_that_nobody_sent_is_a_failure(where, when, here):
+def test_an_interrupt_that_nobody_sent_is_a_failure(where, when, here, tmp_path):
     words = ["train", "ppo", "--env", "quits:Quits", *settings(where=where, when=when, how="interrupt")]
     code, _, err = here(*words, *SMALL, "--run-dir", "r")
     assert code == 1
     assert "quits.py, line 13 raised KeyboardInterrupt (no Ctrl-C)" in err
+    assert read_status(tmp_path / "r") == ("failed" if when else "unfinished")
+    assert ("continue with: scrubjay resume r" in err) == (when > 0)
 
 
 def test_an_import_that_interrupts_is_a_failure(here, tmp_path):
