@@ -112,10 +112,10 @@ class SweepOptions:
     jobs: int | None = None
     """Number of trials in parallel; default: one per CPU."""
     early_stopping: Literal["none", "asha"] = "none"
-    """Rule that ends weak trials early: none, or ASHA. It compares only trials of the same seed and
-    the same memory."""
+    """Rule that ends weak trials early: none, or ASHA. It compares only trials of the same
+    seed, task and memory."""
     compare_memories: bool = False
-    """Let early stopping also compare trials of different memories."""
+    """Let early stopping also compare trials of different memories, or of different methods of a team."""
     address: str | None = None
     """Address of the Ray cluster's head as host:port; default: RAY_ADDRESS if set, else this machine."""
     trust: bool = False

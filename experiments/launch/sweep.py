@@ -29,6 +29,8 @@ from scrubjay.experiments.user_modules import import_user_modules
 EarlyStopping = Literal["none", "asha"]
 _REPORTS = 16
 """Number of times a trial reports its score to the scheduler."""
+_MEMORIES = ("memory", "memory.parts", "method")
+"""Flags that select a memory, or a method of a team."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Sweep:
     early_stopping: EarlyStopping = "none"
     """Rule that ends trials before their last step."""
     compare_memories: bool = False
-    """Let early stopping compare trials of different memories."""
+    """Let early stopping compare trials of different memories, or of different methods of a team."""
 
     def __post_init__(self) -> None:
         if self.compare_memories and self.early_stopping == "none":
@@ -52,16 +54,19 @@ class Sweep:
         if self.early_stopping != "none" and len(set(groups)) == len(groups):
             raise ValueError(
                 f"early_stopping={self.early_stopping!r}: no two trials may be compared, since they "
-                "differ in seed or memory; give a --param with several values, or add --compare-memories"
+                "differ in seed, task or memory; give another --param with several values, or add "
+                "--compare-memories"
             )
 
-    def group(self, trial: dict[str, str]) -> tuple[str | None, ...]:
+    def group(self, trial: dict[str, str]) -> tuple[str, ...]:
         """Return a key that is equal for trials that early stopping may compare.
 
-        Trials with different seeds are never compared. Trials with different memories are compared only if
-        `compare_memories` is True.
+        Trials with different seeds or in different tasks are never compared. Trials with different memories
+        or methods are compared only if `compare_memories` is True.
         """
-        return trial.get("seed"), None if self.compare_memories else trial.get("memory")
+        apart = {"seed", "env"} if self.compare_memories else {"seed", "env", *_MEMORIES}
+        names = [name for name, _ in self.params if name in apart or name.startswith("set.")]
+        return tuple(trial[name] for name in names)
 
     def trials(self) -> list[dict[str, str]]:
         """Return the flag values of every trial."""

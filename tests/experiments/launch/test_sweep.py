@@ -65,6 +65,26 @@ def test_early_stopping_compares_no_seeds_and_memories_only_if_asked(compare_mem
     assert stops == ({0, 1, 2, 3, 4, 6} if compare_memories else {0, 2, 4, 6})
 
 
+@pytest.mark.parametrize(
+    ("param", "is_apart", "is_apart_if_asked"),
+    [
+        ("seed=0,1", True, True),
+        ("set.corridor_length=10,20", True, True),
+        ("env=CartPole-v1,Acrobot-v1", True, True),
+        ("memory=gru,none", True, False),
+        ("memory.parts=gru+hcam,hcam", True, False),
+        ("method=mappo,hatrpo", True, False),
+        ("learner.learning-rate=1e-3,1e-4", False, False),
+    ],
+)
+def test_early_stopping_compares_only_trials_of_one_task(param, is_apart, is_apart_if_asked):
+    """A harder task has lower scores, so its trials would all end early."""
+    params = parse_param(param), parse_param("segment-length=8,16")
+    for compare_memories, expected in ((False, is_apart), (True, is_apart_if_asked)):
+        sweep = Sweep("ppo", params, (), "asha", compare_memories)
+        assert len({sweep.group(trial) for trial in sweep.trials()}) == (2 if expected else 1)
+
+
 def test_without_early_stopping_nothing_is_compared(tmp_path):
     assert _make_scheduler(Sweep("tmaze", PARAMS), 100, tmp_path) is None
 
@@ -128,7 +148,7 @@ def test_the_table_marks_trials_that_were_stopped(tmp_path):
         (["tmaze", "--param", "set.corridor_length=0"], "corridor_length=0"),
         (
             ["tmaze", "--param", "seed=0,1", "--param", "memory=gru,none", "--early-stopping", "asha"],
-            "early_stopping='asha': no two trials may be compared, since they differ in seed or memory",
+            "early_stopping='asha': no two trials may be compared, since they differ in seed, task or memory",
         ),
         (["tmaze", "--param", "memory=gru,none", "--compare-memories"], "add --early-stopping asha"),
         (["tmaze", "--param", "seed=0", "--jobs", "many"], "--jobs 'many': expected a whole number"),
