@@ -76,9 +76,11 @@ def record(run_dir: Path, text: str, config: Any) -> None:
     if config.policy_type is None or isinstance(config.env.id, UntrustedName) or config.env.is_safe:
         return
     try:
-        Ownership.of(run_dir, text, config.env.id).write()
+        ownership = Ownership.of(run_dir, text, config.env.id)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        _log.warning("%s: later commands need --trust, since no record could be written: %s", run_dir, error)
+        _warn(run_dir, error)
+    else:
+        _write(run_dir, ownership)
 
 
 def trust_own(run_dir: Path, text: str, config: Any) -> Any:
@@ -94,7 +96,10 @@ def trust_own(run_dir: Path, text: str, config: Any) -> Any:
 
 
 def replace_config(run_dir: Path, file: Path, text: str) -> None:
-    """Write the new `text` of a run's config.json. The run's record stays valid if it was valid before."""
+    """Write the new `text` of a run's config.json. The run's record stays valid if it was valid before.
+
+    If the record cannot be written, a warning names the reason, as in `record`.
+    """
     old_digest, new_digest = _digest(read_untrusted(file)), _digest(text)
     try:
         old = Ownership.read(run_dir)
@@ -103,9 +108,25 @@ def replace_config(run_dir: Path, file: Path, text: str) -> None:
     if old is None or old_digest not in old.configs:
         write_atomically(file, text)
         return
-    replace(old, configs=(old_digest, new_digest)).write()  # first, for a kill before the next line
+    both = (old_digest, new_digest)
+    is_writable = _write(run_dir, replace(old, configs=both))  # first, for a kill before the next line
     write_atomically(file, text)
-    replace(old, configs=(new_digest,)).write()
+    if is_writable:
+        _write(run_dir, replace(old, configs=(new_digest,)))
+
+
+def _write(run_dir: Path, ownership: Ownership) -> bool:
+    """Write a record; log a warning and return False if this fails."""
+    try:
+        ownership.write()
+    except (OSError, RuntimeError) as error:
+        _warn(run_dir, error)
+        return False
+    return True
+
+
+def _warn(run_dir: Path, error: Exception) -> None:
+    _log.warning("%s: later commands need --trust, since no record could be written: %s", run_dir, error)
 
 
 def _find_change(run_dir: Path, text: str, name: str) -> str | None:

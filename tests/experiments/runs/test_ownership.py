@@ -289,6 +289,15 @@ def test_training_continues_without_a_folder_for_records(here, tmp_path, monkeyp
     assert "later commands need --trust" in caplog.text
 
 
+def test_an_extension_continues_if_its_record_cannot_be_written(own_run, state_folder, call, caplog):
+    """The result of the run is deleted before its record is written, so an error there would lose it."""
+    (record,) = state_folder.iterdir()
+    record.with_name(f".{record.name}.writing").mkdir()  # in the place of the temporary file
+    assert call(["resume", "run", "--total-steps", 96, "--quiet"])[0] == 0
+    assert "later commands need --trust" in caplog.text
+    assert "its config.json has changed" in call(COMMANDS[0])[1]
+
+
 def test_runs_of_known_environments_leave_no_record(here, state_folder):
     words = ["--memory", "none", "--set", "corridor_length=3", "--run-dir", "run", *SHORT]
     assert here("train", "tmaze-demo", *words)[0] == 0
