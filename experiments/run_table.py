@@ -59,22 +59,25 @@ class Runs:
 
     @classmethod
     def load(cls, *folders: Path | str, trust: bool = False) -> Self:
-        """Return the runs in these folders and all folders below. A folder with a config.json is a run.
+        """Return the runs in these folders and all folders below, each run once.
+
+        A folder with a config.json is a run.
 
         A run that cannot be read has a row with the status "damaged" and the reason. `trust` permits links in
         run directories, as in `Run.load`. Links to other folders are not followed.
 
         Raises ValueError if a folder does not exist or has no runs.
         """
-        rows = []
+        rows: dict[str, Row] = {}
         for folder in map(Path, folders):
             if not folder.is_dir():
                 raise ValueError(f"{folder} is not a folder; name a run directory, or a folder of runs")
             own_rows = list(_read_below(folder, trust))
             if not own_rows:
                 raise ValueError(f"no run in {folder}: no folder in it has a {CONFIG}")
-            rows += own_rows
-        return cls(rows)
+            for row in own_rows:
+                rows.setdefault(os.path.realpath(row["run"]), row)
+        return cls(list(rows.values()))
 
     @property
     def columns(self) -> list[str]:

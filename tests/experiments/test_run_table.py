@@ -206,6 +206,11 @@ def test_each_run_has_one_row_whatever_happened_to_it(number, finished_run, tmp_
     assert len(list(csv.reader(io.StringIO(Runs(rows).to_csv())))) == len(rows) + 1
 
 
+def test_a_run_in_two_of_the_folders_has_one_row(copy):
+    rows = Runs.load(copy.parent, copy, f"{copy}/../{copy.name}").rows
+    assert [row["run"] for row in rows] == [str(copy)]
+
+
 def test_a_folder_without_runs_is_named(tmp_path, finished_run):
     with pytest.raises(ValueError, match=r"no run in .*: no folder in it has a config.json"):
         Runs.load(tmp_path)
