@@ -69,8 +69,8 @@ class LocalChatModel(BaseChatModel):
     policy: Any = "sinks"
     """Context policy of the cache: a name of `memory.context.list_policies()` or a `ContextPolicy`."""
     budget: int | None = None
-    """Token budget of a policy that is passed by name; ignored if the policy has no budget. Default: the
-    model's window, at most 8,192 tokens."""
+    """Token budget of a policy that is passed by name; ignored if the policy has no budget. A policy that is
+    passed as an object has its own budget. Default: the model's window, at most 8,192 tokens."""
     temperature: float = AnswerConfig.temperature
     """Sampling temperature; 0 selects the most likely token (greedy decoding)."""
     top_p: float = AnswerConfig.top_p
@@ -153,6 +153,11 @@ class LocalChatModel(BaseChatModel):
 
     def _make_policy(self) -> context.ContextPolicy:
         if not isinstance(self.policy, str):
+            if self.budget is not None:
+                raise ValueError(
+                    f"budget={self.budget}: the policy is the object {self.policy!r}, whose own budget "
+                    "counts; omit budget, or pass the policy by name"
+                )
             return self.policy
         policy = context.make(self.policy)
         if hasattr(policy, "budget") and self.budget is not None:

@@ -148,3 +148,10 @@ def test_positions_beyond_the_training_length_are_refused_under_every_policy(cha
     assert (
         chat(policy="sinks", budget=window).invoke("Hello " * window).response_metadata["dropped_tokens"] > 0
     )
+
+
+def test_a_budget_beside_a_policy_object_is_refused(chat):
+    policy = context.make("sinks", budget=64)
+    assert chat(policy=policy).context_policy == policy
+    with pytest.raises(ValueError, match=r"budget=128: the policy is the object SinksPolicy\(budget=64"):
+        chat(policy=policy, budget=128)
