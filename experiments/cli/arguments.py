@@ -184,6 +184,9 @@ def _describe_unknown(unknown: Sequence[str], flags: Sequence[str], arguments: S
     if not wrong.startswith("-"):
         return f"unexpected argument {wrong!r}{_describe_switch(wrong, arguments)}"
     name = wrong.partition("=")[0]
+    if name == "--config":
+        advice = "write the entries of the file as flags of train, such as --total-steps 4000"
+        return f"unknown option {name!r}: only scrubjay train reads a config file; {advice}"
     return f"unknown option {name!r}{did_you_mean(name, flags)}; --help lists all"
 
 

@@ -304,6 +304,22 @@ def test_a_recipe_needs_no_trust_for_its_own_environment(write, monkeypatch):
     assert isinstance(config.env.id, UntrustedName)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("launch", "ppo", "--config", "c.yaml"),
+        ("sweep", "ppo", "--config=c.yaml", "--param", "seed=0,1", "--out", "out"),
+        ("compare", "--recipes", "tmaze-demo", "--out", "out", "--config", "c.yaml"),
+        ("compare", "--recipes", "tmaze-demo", "--out", "out", "--", "--config", "c.yaml"),
+    ],
+)
+def test_other_commands_name_the_way_out(words, usage_error, here):
+    assert (
+        "unknown option '--config': only scrubjay train reads a config file; write the entries of the "
+        "file as flags of train, such as --total-steps 4000"
+    ) in usage_error(*words)
+
+
 def test_a_large_file_config_is_limited_without_trust(write, usage_error):
     file = write({"recipe": "tmaze-demo", "env": {"num_envs": 10**9}})
     assert "num_envs=1,000,000,000" in usage_error("train", "--config", file)
