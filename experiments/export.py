@@ -22,6 +22,7 @@ from scrubjay.agents.rl.model_card import Origin
 from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves, to_tensors
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation
+from scrubjay.experiments.files import replacement, write_atomically
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import gymnasium_id
 from scrubjay.memory import State
@@ -63,7 +64,7 @@ def export_torch(policy: Policy, out: Path | str) -> float:
     _make_parent(out)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
-    Path(out).write_bytes(buffer.getvalue())  # torch.export.save does not raise OSError for an invalid path
+    write_atomically(Path(out), buffer.getvalue())
     # Load from bytes, since torch warns about file names without its own ending.
     reloaded_program = torch.export.load(io.BytesIO(Path(out).read_bytes())).module()
     return _largest_error(module, reloaded_program, "the exported program")
@@ -97,7 +98,8 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
                 custom_translation_table=_translations(),
                 verbose=False,
             )
-            program.save(str(out))
+            with replacement(Path(out)) as new:
+                program.save(str(new))
         session: Any = onnx.reference.ReferenceEvaluator(str(out))
     except (torch.onnx.errors.OnnxExporterError, NotImplementedError, RuntimeError) as error:
         name = type(policy.memory).__name__

@@ -10,10 +10,11 @@ import logging
 import math
 import os
 import secrets
+import shutil
 import stat
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,7 +105,7 @@ if hasattr(os, "register_at_fork"):
 
 def _lock(path: Path, in_use: str, without_locks: str) -> IO[str]:
     """Lock a folder; `in_use` is the text of the error, `without_locks` begins the advice of the warning."""
-    file = (path / LOCK).open("w")
+    file = open_without_links(path / LOCK)
     _locks.add(file)
     try:
         import fcntl
@@ -159,23 +160,82 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
     """Write a file atomically: if the process is killed, the file has its old or its new content.
 
     Several processes may write the same file; the last one wins. `mode` are the permissions of a new file,
-    before the umask.
+    before the umask. A link is replaced, as in `replacement`.
     """
+    with replacement(path, mode) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacement(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Yield the path of a new, empty file beside `path`. It replaces `path` at the end of the `with` block.
+
+    If `path` is a symbolic or hard link, only this name changes: the file's content stays under its other
+    names. After an error in the block, `path` is unchanged. Raises OSError if `path` cannot be written, and
+    ValueError if it is a pipe or a device.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        kind = os.lstat(path).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
+            raise ValueError(f"{path} is not a regular file; choose another name")
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):
         with contextlib.suppress(OSError):  # another process may have deleted it
             if time.time() - leftover.lstat().st_mtime > _LEFTOVER_SECONDS:
                 leftover.unlink()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # fails on an existing link
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
     try:
-        with open(os.open(temporary, flags, mode), "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))  # fails on an existing link
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        yield new
+        with new.open("r+b") as file:
             os.fsync(file.fileno())
-        temporary.rename(path)
+        new.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
+
+
+def open_to_append(path: Path) -> IO[str]:
+    """Open a text file of a run to append to it, or to truncate it; create it if it does not exist.
+
+    A symbolic or hard link is first replaced by a copy, so that the file keeps its content under its other
+    names. Raises ValueError if the path is not a regular file, or if a file to copy is larger than
+    `MAX_LINES_BYTES`.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode) or status.st_nlink > 1:
+            with (
+                _open_regular(path, MAX_LINES_BYTES) as old,
+                replacement(path) as new,
+                new.open("wb") as copy,
+            ):
+                shutil.copyfileobj(old, copy)
+    return open_without_links(path)
+
+
+def open_without_links(path: Path) -> IO[str]:
+    """Open a regular file to append to it; create it if it does not exist. The content does not change.
+
+    Raises ValueError if the path is a symbolic link or not a regular file. Windows cannot refuse links.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _AT_ONCE | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        file = open(  # noqa: SIM115  (the caller closes it)
+            path, "a", encoding="utf-8", opener=lambda name, _: os.open(name, flags, 0o666)
+        )
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):  # of links and of pipes
+            raise
+        raise ValueError(f"{path} is a link or a special file; delete it") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"{path} is a link or a special file; delete it")
+    return file
 
 
 MAX_BYTES = 2**26
@@ -238,14 +298,21 @@ def read_untrusted(path: Path, max_bytes: int = MAX_BYTES) -> str:
     Raises ValueError, naming the file, if it is not UTF-8, not a regular file, or larger than `max_bytes`.
     Raises OSError if reading fails.
     """
-    # Open a pipe without blocking, and then reject it.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not a regular file")
-        if status.st_size > max_bytes:
-            raise ValueError(f"{path} has {status.st_size:,} bytes: the limit is {max_bytes:,}")
+    with _open_regular(path, max_bytes) as file:
         return _decode(file.read(max_bytes + 1), path)
+
+
+def _open_regular(path: Path, max_bytes: int) -> IO[bytes]:
+    """Open a file to read it. Raises ValueError if it is not a regular file, or larger than `max_bytes`."""
+    # Open a pipe without blocking, and then reject it. The caller closes the file.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))  # noqa: SIM115
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes:
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is not a regular file")
+    raise ValueError(f"{path} has {status.st_size:,} bytes: the limit is {max_bytes:,}")
 
 
 def read_lines(path: Path) -> list[Fields]:

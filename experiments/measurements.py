@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 from scrubjay._version import __version__
-from scrubjay.experiments.files import LOCK, Fields, own_folder, read_lines, read_object, write_atomically
+from scrubjay.experiments.files import (
+    LOCK,
+    Fields,
+    open_to_append,
+    own_folder,
+    read_lines,
+    read_object,
+    write_atomically,
+)
 from scrubjay.memory.serialization import decode
 
 SETTINGS = "settings.json"
@@ -37,7 +45,7 @@ class Records:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row and write it to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
+        with open_to_append(self.path) as file:
             file.write(json.dumps(row) + "\n")
         self.rows.append(dict(row))
 

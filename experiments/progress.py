@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import math
+import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -150,16 +153,28 @@ class GracefulInterrupt(KeyboardInterrupt):
         self.exit_code = 128 + signal_number
 
 
+STOP_SECONDS = 20.0
+"""Seconds from SIGTERM to the end of a run whose update does not end; Slurm, for example, waits 30 s."""
+_REPORT_SECONDS = 5.0
+"""Maximum duration of the report on an update that does not end."""
+
+
 class StopRequest:
     """Context manager in which the first SIGINT, SIGTERM or SIGHUP sets `signal_number`.
 
     A second signal has its default effect. Does nothing outside the main thread, where signals cannot be
     caught.
+
+    If `on_timeout` is not None, the process ends `STOP_SECONDS` after the first SIGTERM or SIGHUP unless the
+    block has ended. Before that, `on_timeout` is called with the place in the code where the block hangs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_timeout: Callable[[str], object] | None = None) -> None:
         self.signal_number: int | None = None
+        self._on_timeout = on_timeout
         self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
+        self._is_over = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -168,6 +183,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
         self._restore()
 
     @property
@@ -175,9 +191,45 @@ class StopRequest:
         """True if Ctrl-C would set `signal_number`, so that any KeyboardInterrupt comes from other code."""
         return self._handle == signal.getsignal(signal.SIGINT)
 
+    def extend(self) -> None:
+        """Allow another `STOP_SECONDS` until the block ends."""
+        self._deadline = time.monotonic() + STOP_SECONDS
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.signal_number = number
         self._restore()
+        if self._on_timeout is not None and number != signal.SIGINT:
+            self.extend()
+            # No threading.Thread: the signal may have interrupted one of its locks.
+            _thread.start_new_thread(self._end_process, (128 + number,))
+
+    def _end_process(self, exit_code: int) -> None:
+        """End this process at the deadline, and its processes of environments, unless the block ends first.
+
+        A process of an environment is a copy of this process, so it ends at its own deadline, silently.
+        """
+        while time.monotonic() < self._deadline:
+            time.sleep(0.1)
+            if self._is_over:
+                return
+        if os.getpid() == self._pid:
+            # In another thread, since the callback may hang, too, for example in a write.
+            reporting = _thread.allocate_lock()
+            reporting.acquire()
+            _thread.start_new_thread(self._report, (reporting,))
+            reporting.acquire(timeout=_REPORT_SECONDS)
+            for process in multiprocessing.active_children():
+                process.kill()
+        os._exit(exit_code)
+
+    def _report(self, reporting: _thread.LockType) -> None:
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        place = "unknown" if frame is None else f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+        try:
+            if self._on_timeout is not None:
+                self._on_timeout(place)
+        finally:
+            reporting.release()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,52 @@ if TYPE_CHECKING:
 
 MEMORY_LIMIT = 2**31
 """Bytes that an untrusted run may take, besides the content of its files."""
+
+
+MAX_ENVS = 4096
+"""Environments that an untrusted run may create; more than any recipe, and created within seconds."""
+MAX_PROCESSES = 64
+"""Processes of environments that an untrusted run may start; an evaluation starts as many."""
+_PROCESS_BYTES = 2**22
+"""Least memory of a process of an environment; measured with CartPole."""
+_PROCESS_FILES = 4
+"""Files that this process opens for a process of an environment."""
+
+
+def check_env_limits(num_envs: int, num_processes: int) -> None:
+    """Raise ValueError if an untrusted run has more environments than `MAX_ENVS`, or `MAX_PROCESSES`."""
+    for name, value, limit in (
+        ("env.num_envs", num_envs, MAX_ENVS),
+        ("env.subprocesses=True, env.num_envs", num_processes, MAX_PROCESSES),
+    ):
+        if value > limit:
+            raise ValueError(
+                f"{name}={value:,}: the limit for an untrusted run is {limit:,}; add --trust if you trust "
+                "the run (in Python trust=True)"
+            )
+
+
+def check_processes(count: int) -> None:
+    """Raise ValueError if this machine cannot start `count` processes of environments."""
+    if count == 0:
+        return
+    limits = {"free memory": available_bytes() // _PROCESS_BYTES}
+    with suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        for name, kind, each in (
+            ("open files, ulimit -n", resource.RLIMIT_NOFILE, _PROCESS_FILES),
+            ("processes, ulimit -u", resource.RLIMIT_NPROC, 1),
+        ):
+            soft, _ = resource.getrlimit(kind)
+            if soft != resource.RLIM_INFINITY:
+                limits[name] = soft // each
+    name = min(limits, key=lambda name: limits[name])
+    if count > limits[name]:
+        raise ValueError(
+            f"env.subprocesses=True, env.num_envs={count:,}: the {name} of this machine is enough for "
+            f"{limits[name]:,} processes; use fewer environments, or env.subprocesses=False"
+        )
 
 
 def check_memory_limit(needs: Mapping[str, int]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from scrubjay.agents.rl.exits import EnvExitError, describe_exit
 from scrubjay.experiments.cli.failures import FailedError, describe
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CONFIG, CURVE, METRICS, RESULT, read_object, write_atomically
-from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
+from scrubjay.experiments.progress import STOP_SECONDS, GracefulInterrupt, ProgressDisplay, StopRequest
 from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs import loggers
 from scrubjay.experiments.runs.cluster import RayOptions
@@ -20,6 +22,7 @@ from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.engine import Engine
 from scrubjay.experiments.runs.kinds import make_engine
 from scrubjay.experiments.runs.metrics import OnUpdate, read_metrics
+from scrubjay.experiments.runs.reinforcement import RLConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.status import write_status
 
@@ -106,14 +109,16 @@ def run_training(
     """Train from the latest checkpoint, or from step 0, to the end; then evaluate and plot.
 
     Raises TrainingStartError before any training, GracefulInterrupt after Ctrl-C or SIGTERM, once a
-    checkpoint is written, and FailedError if code of the user ends the process.
+    checkpoint is written, and FailedError if code of the user ends the process. If the update does not end
+    within `STOP_SECONDS` of SIGTERM, for example since an environment hangs, the process ends without
+    another checkpoint.
     """
     if run.is_finished:
         return
     config = run.config
     with (
         one_thread(),
-        StopRequest() as stop,
+        StopRequest(lambda place: _report_hang(run, ray, place)) as stop,
         _refuse_exits(config, stop),
         contextlib.ExitStack() as resources,
     ):
@@ -140,6 +145,7 @@ def run_training(
                 log.update(engine.step, row)
                 if on_update is not None:
                     on_update(engine.step, row)
+        stop.extend()
         with _record_failure(engine, run.path, stop):
             engine.save()
         _plot_curve(run)
@@ -149,6 +155,20 @@ def run_training(
             result = engine.result()
         write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
         log.finish(result)
+
+
+def _report_hang(run: Run, ray: RayOptions | None, place: str) -> None:
+    """Print one line on a run that ends without another checkpoint, since it did not react to a signal.
+
+    On Ray, also end the processes of a cluster that this process has started.
+    """
+    message = f"the update did not end within {STOP_SECONDS:.0f} s of the signal to stop: it waits in {place}"
+    if isinstance(run.config, RLConfig):
+        message += f", for example in environment {str(run.config.env.id)!r}"
+    message += f"; steps since the latest checkpoint are lost; resume with: {run.resume_command}"
+    print(one_line(f"scrubjay: {message}"), file=sys.stderr, flush=True)
+    if ray is not None:
+        importlib.import_module("ray").shutdown()
 
 
 @contextlib.contextmanager

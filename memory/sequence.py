@@ -258,6 +258,9 @@ class SequenceModel(
         return cast("list[_SequenceBlock]", self.blocks)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        # A file that is a link keeps its content under its other names.
+        for name in (constants.SAFETENSORS_SINGLE_FILE, constants.CONFIG_NAME):
+            (save_directory / name).unlink(missing_ok=True)
         super()._save_pretrained(save_directory)
         # Written here, since the mixin would not store the type of the memory.
         (save_directory / "config.json").write_text(

@@ -63,6 +63,7 @@ class Conversation:
         self.cache.save(folder / metadata["cache"])
         before = _read_metadata(folder).get("cache") if (folder / _TEXT).exists() else None
         new = folder / f"{_TEXT}.new"
+        new.unlink(missing_ok=True)  # left by a process that crashed, or a link to another file
         new.write_text(json.dumps(metadata, ensure_ascii=False, indent=1), encoding="utf-8")
         new.replace(folder / _TEXT)
         if before is not None:

@@ -72,6 +72,8 @@ class PretrainedPolicy(nn.Module):
         }
         _check_overwritable(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS, CONFIG, CARD):  # a file that is a link keeps its content under its other names
+            (directory / name).unlink(missing_ok=True)
         weights = {
             name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()
         }

@@ -20,7 +20,7 @@ from scrubjay.experiments.cli.arguments import did_you_mean
 from scrubjay.experiments.cli.failures import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, printable
 from scrubjay.experiments.commands.options import Budget, ContextPolicy, Device, MaxTokens
-from scrubjay.experiments.files import parse, read_untrusted
+from scrubjay.experiments.files import parse, read_untrusted, write_atomically
 from scrubjay.experiments.lm.models import open_local_model
 
 if TYPE_CHECKING:
@@ -200,9 +200,8 @@ class Chat:
         from langchain_core.messages import messages_to_dict
 
         self._chat.save_conversation(folder, _THREAD)
-        new = folder / f"{_MESSAGES}.new"
-        new.write_text(json.dumps(messages_to_dict(self._messages), ensure_ascii=False, indent=1), "utf-8")
-        new.replace(folder / _MESSAGES)
+        text = json.dumps(messages_to_dict(self._messages), ensure_ascii=False, indent=1)
+        write_atomically(folder / _MESSAGES, text)
         self._console.out(one_line(f"saved in {folder}"))
 
     def _load(self, folder: Path) -> None:

@@ -239,6 +239,8 @@ def _evaluate_team(
             )
         if options.best_response:
             get_trust_region_config(config)
+            if run.untrusted:
+                config.check_limits()
         check_at_least(options, 1, "episodes", "max_steps", "response_steps")
         check_at_least(options, 0, "seed")
     with bad_input():

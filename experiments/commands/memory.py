@@ -22,6 +22,7 @@ from scrubjay.experiments.cli.untrusted_text import as_json, format_entries, one
 from scrubjay.experiments.commands import benchmarks, consolidation
 from scrubjay.experiments.commands.consolidation import make_decider, print_decision
 from scrubjay.experiments.commands.options import AsJson, BankFile, Embeddings, NewBankFile, SameEmbeddings
+from scrubjay.experiments.files import replacement
 from scrubjay.experiments.lm.models import open_bank, open_for_recall, read_namespace
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation
@@ -215,10 +216,8 @@ def export(options: ExportOptions) -> int:
         if options.out is None:
             sys.stdout.writelines(lines)
             return 0
-        new = options.out.with_name(f"{options.out.name}.new")
-        with new.open("w", encoding="utf-8") as file:
+        with replacement(options.out) as new, new.open("w", encoding="utf-8") as file:
             file.writelines(lines)
-        new.replace(options.out)
         print(f"{options.out}: {len(bank)} records", file=sys.stderr)
     return 0
 

@@ -79,7 +79,6 @@ def _create_run(
 ) -> Run:
     """Create the run of a recipe or of a config file."""
     from scrubjay.experiments.recipes.overrides import override
-    from scrubjay.experiments.resources import check_memory_limit
     from scrubjay.experiments.runs.run import Run
 
     start = None
@@ -91,7 +90,7 @@ def _create_run(
     config = override(recipe, flags, start)
     with bad_input():
         if start is not None and not options.trust:
-            check_memory_limit(config.rough_bytes())
+            config.check_limits()
         facts = config.check(ray)
         loggers.check(options.logger)
         join_cluster(ray)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scrubjay.experiments.cli.failures import FailedError, UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.files import CONFIG, METRICS
+from scrubjay.experiments.files import CONFIG, METRICS, open_to_append
 from scrubjay.experiments.progress import PLAIN_SECONDS, GracefulInterrupt, StopRequest, describe_row
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.metrics import read_last_row
@@ -24,6 +24,8 @@ from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.status import read_status
 
 LOG = "log.txt"
+_LOG_END_BYTES = 2**16
+"""Bytes at the end of a log in which its last line is searched."""
 
 
 def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
@@ -92,7 +94,7 @@ def _start(run: Run) -> subprocess.Popen[bytes]:
     if isinstance(run.config, RLConfig):
         command += ["--env", run.config.env.id]  # the user named it for this process
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    with (run.path / LOG).open("ab") as log:
+    with open_to_append(run.path / LOG) as log:
         # In a new session Ctrl-C at the terminal reaches only the parent, which forwards it.
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -142,5 +144,7 @@ def _title(run: Run) -> str:
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text("utf-8", errors="replace").strip().splitlines()
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_END_BYTES))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
     return lines[-1] if lines else "no message"

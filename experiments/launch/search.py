@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments.cli.failures import FailedError, UsageError
-from scrubjay.experiments.files import read_text, write_atomically
+from scrubjay.experiments.files import parse, read_untrusted, write_atomically
 from scrubjay.experiments.launch.parallel import prepare, run_in_processes
 from scrubjay.experiments.launch.sweep import Sweep, folder_name
 from scrubjay.experiments.recipes.overrides import override
@@ -142,7 +142,7 @@ class Search:
 
     def _go_on(self) -> None:
         try:
-            contents: Any = json.loads(read_text(self._file))
+            contents: Any = parse(read_untrusted(self._file), self._file)
             rungs = contents.pop("rungs")
             names = [list(self._trials), *map(_better_half, rungs)]
             fits = all(set(scores) == set(alive) for scores, alive in zip(rungs, names, strict=False))

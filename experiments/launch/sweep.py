@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scrubjay.experiments.cli.untrusted_text import printable
-from scrubjay.experiments.files import CONFIG, own_folder, read_text, write_atomically
+from scrubjay.experiments.files import CONFIG, own_folder, read_untrusted, write_atomically
 from scrubjay.experiments.launch.parallel import prepare
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
@@ -119,7 +119,7 @@ def run_sweep(
     own_folder(out)
     description = json.dumps(dataclasses.asdict(sweep), indent=1)
     note = out / "sweep.json"
-    if note.exists() and read_text(note) != description:
+    if note.exists() and read_untrusted(note) != description:
         raise ValueError(f"{out} holds another sweep, see {note}; choose another --out")
     if (out / "tune").exists() and not trust:
         raise ValueError(

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from scrubjay.experiments.files import replacement
 from scrubjay.experiments.lm.options import RECOMPUTE, PerplexityOptions
 from scrubjay.experiments.lm.reading import Curve, cache_nbytes, losses, recompute
 from scrubjay.experiments.measurements import Records, markdown, write_table
@@ -102,10 +103,9 @@ def _stream(
 
 def _save(cache: context.PolicyCache, out: Path, name: str, tokens: int) -> None:
     """Save the cache to a file named by the number of tokens read, then delete older files."""
-    aside = out / f".{name}.writing"
-    cache.save(aside)
-    # Zero-padded, so that names sort like numbers.
-    path = aside.rename(out / f"{name}-at-{tokens:012d}.safetensors")
+    path = out / f"{name}-at-{tokens:012d}.safetensors"  # zero-padded, so that names sort like numbers
+    with replacement(path) as new:
+        cache.save(new)
     for older in out.glob(f"{name}-at-*.safetensors"):
         if older != path:
             older.unlink()

@@ -13,6 +13,7 @@ import re
 import shutil
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from scrubjay.experiments.files import read_object
+from scrubjay.experiments.files import CHECKPOINTS, INITIAL, read_object
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training.pt"
@@ -76,6 +77,26 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in _newest_first(folder) if _is_complete(path)), None)
 
 
+def check_sizes(run_dir: Path, limits: Callable[[], Mapping[str, int]]) -> None:
+    """Raise CheckpointError if a run has a larger weights or training file than its config implies.
+
+    No file is read. `limits` returns a dict from the name of each such file to its maximum number of bytes;
+    it is called only if a file has more than 64 MiB.
+    """
+    files = [run_dir / INITIAL]
+    files += [path / name for path in _newest_first(run_dir / CHECKPOINTS) for name in (WEIGHTS, TRAINING)]
+    for file in files:
+        try:
+            size = file.stat().st_size
+        except OSError:
+            continue
+        if size > _SMALL and size > (limit := limits()[file.name]):
+            raise CheckpointError(
+                f"{file} has {size:,} bytes: its config implies at most {limit:,}; add --trust if you trust "
+                "the run (in Python trust=True)"
+            )
+
+
 def checkpoint_step(path: Path) -> int:
     """Return the environment step at which a checkpoint was written."""
     return int(path.name.removeprefix("step_"))
@@ -104,12 +125,19 @@ def load_training(path: Path) -> dict[str, Any]:
         _check_uncompressed(file)
         return from_plain(_check_tensor_sizes(file, torch.load(file, map_location="cpu", weights_only=True)))
     except Exception as error:
-        is_pickle = file.exists() and file.read_bytes()[:1] == pickle.PROTO  # instead of torch's archive
+        is_pickle = _read_first_byte(file) == pickle.PROTO  # instead of torch's archive
         if is_pickle or isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(
                 f"{file} is not plain data and is refused, since loading it could execute any code"
             ) from error
         raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _read_first_byte(file: Path) -> bytes:
+    if not file.exists():
+        return b""
+    with file.open("rb") as content:
+        return content.read(1)
 
 
 def _check_uncompressed(file: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from tyro.conf import Fixed, Suppress
 
 from scrubjay.experiments.cli.failures import check_at_least
+from scrubjay.experiments.resources import check_memory_limit
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.memory import MemoryConfig
 
@@ -143,6 +144,10 @@ class Experiment(ABC):
         memory limit.
         """
         return {}
+
+    def check_limits(self) -> None:
+        """Raise ValueError if the experiment exceeds the limits for untrusted runs."""
+        check_memory_limit(self.rough_bytes())
 
     @property
     def first_plan(self) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from scrubjay.agents.rl.rollout import EpisodeStats
-from scrubjay.experiments.files import check_numbers, parse_object, read_lines
+from scrubjay.experiments.files import check_numbers, open_to_append, parse_object, read_lines
 
 WINDOW = 100
 """Number of episodes in the moving average of charts."""
@@ -101,8 +102,25 @@ class MetricsLog:
             SummaryWriter,  # importing takes half a second and only training needs it
         )
 
-        path.touch()
-        if path.stat().st_size < offset:
+        self._file = open_to_append(path)
+        try:
+            self._check_length(path, offset)
+        except ValueError:
+            self._file.close()
+            raise
+        self._file.truncate(offset)
+        if offset == 0:
+            for events in path.parent.glob("events.out.tfevents.*"):
+                events.unlink()
+        # An untrusted folder may hold links. No link can have a name that ends at random.
+        suffix = f".{secrets.token_hex(8)}"
+        self._writer: Any = SummaryWriter(
+            str(path.parent), purge_step=step + 1 if step else None, filename_suffix=suffix
+        )
+
+    def _check_length(self, path: Path, offset: int) -> None:
+        """Raise ValueError unless a line of the file ends at `offset`."""
+        if os.fstat(self._file.fileno()).st_size < offset:
             raise ValueError(
                 f"{path} is shorter than the checkpoint says; restore the file from a copy or start a new run"
             )
@@ -113,12 +131,6 @@ class MetricsLog:
                     f"{path} has changed since the checkpoint; restore the file from a copy, or start a "
                     "new run"
                 )
-        os.truncate(path, offset)
-        if offset == 0:
-            for events in path.parent.glob("events.out.tfevents.*"):
-                events.unlink()
-        self._file = path.open("a")
-        self._writer: Any = SummaryWriter(str(path.parent), purge_step=step + 1 if step else None)
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Add one row of metrics."""

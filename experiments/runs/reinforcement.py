@@ -19,7 +19,13 @@ from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments.cli.failures import check_at_least
-from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit, resolve_device
+from scrubjay.experiments.resources import (
+    MEMORY_LIMIT,
+    check_env_limits,
+    check_memory_limit,
+    check_processes,
+    resolve_device,
+)
 from scrubjay.experiments.runs.checkpoint import to_plain
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
@@ -96,6 +102,11 @@ class RLConfig(Experiment):
         """
         return self.policy.build(self.env.spaces() if envs is None else Spaces.from_env(envs))
 
+    def check_limits(self) -> None:
+        """Raise ValueError if the experiment exceeds the limits for untrusted runs."""
+        check_env_limits(self.env.num_envs, self.env.num_processes)
+        super().check_limits()
+
     def rough_bytes(self) -> dict[str, int]:
         """Return a dict from settings, such as `env.num_envs=8`, to estimated bytes in training.
 
@@ -140,6 +151,8 @@ class RLConfig(Experiment):
                 f"learner.{learner.min_rows_field}={learner.min_rows}: must be at most "
                 f"env.num_envs={rows}, since each minibatch needs an environment"
             )
+        if ray is None:
+            check_processes(self.env.num_processes)
         facts = self.env.facts()
         state = self.planned_learner.build(self.policy.build(facts.spaces)).get_state()
         to_plain(state, f"the state of {type(learner).__name__}'s learner")

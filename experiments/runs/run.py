@@ -36,6 +36,9 @@ from scrubjay.experiments.files import (
 from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit
 from scrubjay.experiments.runs import ownership
 from scrubjay.experiments.runs.checkpoint import (
+    TRAINING,
+    WEIGHTS,
+    check_sizes,
     checkpoint_step,
     latest_checkpoint,
     load_weights,
@@ -51,7 +54,10 @@ from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, Untrust
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig
 from scrubjay.memory.config_registry import UnknownNameError
-from scrubjay.memory.sketch import MisfitError, build_matching, sketch, state_nbytes
+from scrubjay.memory.sketch import MisfitError, build_matching, nbytes, sketch, state_nbytes
+
+_HEADER_BYTES = 2**20
+"""Maximum size of the names and shapes in a weights file."""
 
 
 class Run:
@@ -155,7 +161,8 @@ class Run:
         memory limit.
         """
         if self.untrusted:
-            check_memory_limit(self.config.rough_bytes())
+            self.config.check_limits()
+            check_sizes(self.path, self._size_limits)
         self.config.check(ray)
 
     def with_total_steps(self, total_steps: int) -> Run:
@@ -241,7 +248,12 @@ class Run:
 
     @property
     def latest(self) -> Path | None:
-        """Latest complete checkpoint on disk; None if there is none."""
+        """Latest complete checkpoint on disk; None if there is none.
+
+        Raises CheckpointError, a ValueError, if an untrusted run has larger files than its config implies.
+        """
+        if self.untrusted:
+            check_sizes(self.path, self._size_limits)
         return latest_checkpoint(self.path / CHECKPOINTS)
 
     @property
@@ -314,7 +326,7 @@ class Run:
         """
         weights = load_weights(self.checkpoint)
         if self.untrusted:
-            check_memory_limit(self.config.rough_bytes())
+            self.config.check_limits()
         try:
             return build_matching(self.config.make_model, weights).eval()
         except MisfitError as error:
@@ -368,6 +380,18 @@ class Run:
             state_bytes = state_nbytes(sketch(build, MEMORY_LIMIT), MAX_ENVS)
             check_memory_limit({f"the memory of {MAX_ENVS} environments by {CONFIG}": state_bytes})
         return policy.eval()
+
+    def _size_limits(self) -> dict[str, int]:
+        """Return the maximum sizes of the weights and training files, by the config and the spaces."""
+        config: Any = self.config
+        build = config.make_model
+        if config.policy_type is not None:
+            spaces = self.facts.spaces
+            build = lambda: config.policy.build(spaces)
+        weights_bytes = nbytes(sketch(build, MEMORY_LIMIT).state_dict()) + _HEADER_BYTES
+        # Learners store up to three tensors per weight. Environments and memories fill the memory limit.
+        training_bytes = 3 * weights_bytes + MEMORY_LIMIT
+        return {INITIAL: weights_bytes, WEIGHTS: weights_bytes, TRAINING: training_bytes}
 
     def _mismatch_error(self, what: str, error: MisfitError) -> ValueError:
         return ValueError(f"the weights in {self.latest} do not match the {what} {self.source}: {error}")

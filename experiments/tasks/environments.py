@@ -44,6 +44,8 @@ KwargValue = bool | int | float | str
 _EXTRA_SINGLE = re.compile(r"popgym:popgym-\w+-v\d+", re.ASCII)
 _EXTRA_TEAM = re.compile(r"mpe2\.simple\w*_v\d+:parallel_env", re.ASCII)
 _SAFE_SETTINGS = frozenset({"map_name", "render_mode"})
+_SAFE_RENDER_MODES = (None, "rgb_array", "rgb_array_list", "ansi", "ansi_list")
+"""Render modes that open no window."""
 
 _USER_NAMES: set[tuple[str, frozenset[tuple[str, Any]]]] = set()
 
@@ -65,6 +67,11 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "num_envs")
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes in which the environments run, besides that of the learner."""
+        return self.num_envs if self.subprocesses else 0
 
     def make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         """Return one environment. Raises ValueError if the id or a setting is unknown or untrusted."""
@@ -272,8 +279,10 @@ def is_safe(name: str, kwargs: Mapping[str, Any]) -> bool:
     Such an environment runs no untrusted code. Environments of Scrubjay, of gymnasium's registry (built in or
     registered by this process) and of POPGym, an extra of Scrubjay, are safe. Settings of gymnasium's and
     POPGym's environments must not be strings, except `map_name` and `render_mode`: some environments read
-    files or import modules that a setting names.
+    files or import modules that a setting names. The render mode must open no window.
     """
+    if opens_window(kwargs):
+        return False
     if name.removeprefix("scrubjay.envs:") in list_environments():
         return True
     return _has_no_strings(kwargs) and (
@@ -285,8 +294,10 @@ def is_safe_team(name: str, kwargs: Mapping[str, Any], known_names: frozenset[st
     """Return True if an untrusted file may name this team environment.
 
     The environments in `known_names` are safe. An environment of the extra `mpe` is safe if `kwargs`, its
-    settings, contain no strings.
+    settings, contain no strings. The render mode must open no window.
     """
+    if opens_window(kwargs):
+        return False
     return name in known_names or (_has_no_strings(kwargs) and _EXTRA_TEAM.fullmatch(name) is not None)
 
 
@@ -298,9 +309,12 @@ def mark_untrusted(name: str, kwargs: Mapping[str, Any], is_safe_name: bool) -> 
 def admit(name: str, kwargs: Mapping[str, Any]) -> None:
     """Record that the user named this environment. Raises ValueError on an `UntrustedName`."""
     if isinstance(name, UntrustedName):
+        effect = "creating this environment executes code from outside Scrubjay"
+        if opens_window(kwargs):
+            effect = f"render_mode={kwargs['render_mode']!r:.40} may open windows"
         raise ValueError(  # noqa: TRY004  (the value is untrusted, not the type wrong)
-            f"environment {str(name)!r}: {name.reason}, and creating this environment executes code from "
-            "outside Scrubjay; add --trust if you trust the run (in Python trust=True)"
+            f"environment {str(name)!r}: {name.reason}, and {effect}; add --trust if you trust the run (in "
+            "Python trust=True)"
         )
     _USER_NAMES.add((name, frozenset(kwargs.items())))
 
@@ -312,6 +326,11 @@ def make_env_importable(name: str) -> None:
     """
     if not (_EXTRA_SINGLE.fullmatch(name) or _EXTRA_TEAM.fullmatch(name)):
         make_importable(name.partition(":")[0])
+
+
+def opens_window(kwargs: Mapping[str, Any]) -> bool:
+    """Return True if the settings of an environment have a render mode that may open windows."""
+    return kwargs.get("render_mode") not in _SAFE_RENDER_MODES
 
 
 def _has_no_strings(kwargs: Mapping[str, Any]) -> bool:

@@ -47,6 +47,11 @@ class TeamEnvConfig:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "num_envs")
 
+    @property
+    def num_processes(self) -> int:
+        """Zero, since teams run in the process of the learner."""
+        return 0
+
     def make(self, render_mode: str | None = None) -> ParallelEnv[Any, Any, Any]:
         """Return one environment. Raises ValueError if the id or a setting is unknown or untrusted."""
         admit(self.id, self.kwargs)

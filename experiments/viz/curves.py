@@ -6,6 +6,7 @@ A memory has the same color in every plot.
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from matplotlib.text import Text
 from numpy.typing import ArrayLike, NDArray
 
 from scrubjay.experiments.cli.untrusted_text import printable
+from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.recipes.registry import longer_range
 from scrubjay.experiments.runs.initial_weights import flatten
 from scrubjay.experiments.runs.run import Run
@@ -300,7 +302,9 @@ def save_figure(figure: Figure, out: Path | str) -> Path:
     for text in figure.findobj(Text):
         # Names of runs must not be parsed as formulas, and long names are cut.
         text.set_text(printable(text.get_text())[:_LONGEST_LABEL].replace("$", r"\$"))  # pyright: ignore
-    figure.savefig(out)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=out.suffix[1:].lower())
+    write_atomically(out, picture.getvalue())
     return out
 
 

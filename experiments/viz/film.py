@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.rollout import ActorInput, Choice, PolicyActor
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.cli.arguments import UsageError, did_you_mean
+from scrubjay.experiments.files import replacement, write_atomically
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_env_settings
 from scrubjay.experiments.runs.evaluation import Rule, build_team_actor
@@ -91,7 +93,9 @@ def write_gif(frames: list[Image.Image], out: Path | str, per_second: float) -> 
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     # Each frame lasts at least 20 ms (viewers slow shorter ones down), the last one a second.
     durations = [max(20, round(1000 / per_second))] * (len(frames) - 1) + [1000]
-    frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    film = io.BytesIO()
+    frames[0].save(film, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    write_atomically(Path(out), film.getvalue())
 
 
 def make_rendering_env(make: Callable[..., E]) -> tuple[E, bool]:
@@ -139,28 +143,29 @@ def write_mp4(frames: Sequence[Image.Image], out: Path | str, per_second: float)
     # Colors are stored per 2 by 2 pixels, so sizes must be even.
     height, width = (-(-max(picture.shape[axis] for picture in pictures) // 2) * 2 for axis in (0, 1))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "wb"):  # raises a short OSError, unlike ffmpeg, if the file cannot be written
-        pass
-    film = imageio_ffmpeg.write_frames(
-        os.path.abspath(out),  # ffmpeg would parse names that start with - or data: differently
-        (width, height),
-        fps=per_second,  # pyright: ignore[reportArgumentType]  (ffmpeg also accepts fractions)
-        quality=8,
-        macro_block_size=2,
-        ffmpeg_log_level="quiet",
-    )
-    film.send(None)
-    try:
-        for picture in [*pictures, *[pictures[-1]] * (max(1, round(per_second)) - 1)]:
-            # Pad by repeating the last row and column; the film needs a contiguous picture.
-            missing = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
-            film.send(np.ascontiguousarray(np.pad(picture, missing, mode="edge")))
-    except OSError as error:
-        raise _incomplete_film_error(out) from error
-    finally:
-        film.close()
-    if b"moov" not in _read_box_names(out):  # the index is written last
-        raise _incomplete_film_error(out)
+    # An invalid path raises a short OSError here, unlike in ffmpeg.
+    with replacement(Path(out)) as new:
+        film = imageio_ffmpeg.write_frames(
+            os.path.abspath(new),  # ffmpeg would parse names that start with - or data: differently
+            (width, height),
+            fps=per_second,  # pyright: ignore[reportArgumentType]  (ffmpeg also accepts fractions)
+            quality=8,
+            macro_block_size=2,
+            ffmpeg_log_level="quiet",
+            output_params=["-f", "mp4"],  # the name of the new file does not say it
+        )
+        film.send(None)
+        try:
+            for picture in [*pictures, *[pictures[-1]] * (max(1, round(per_second)) - 1)]:
+                # Pad by repeating the last row and column; the film needs a contiguous picture.
+                missing = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+                film.send(np.ascontiguousarray(np.pad(picture, missing, mode="edge")))
+        except OSError as error:
+            raise _incomplete_film_error(out) from error
+        finally:
+            film.close()
+        if b"moov" not in _read_box_names(new):  # the index is written last
+            raise _incomplete_film_error(out)
 
 
 def _read_box_names(path: Path | str) -> list[bytes]:

@@ -152,6 +152,7 @@ class Bookmark:
             "kept": [[sentence.text, sentence.tokens] for sentence in self.position.sentences],
         }
         temporary = self.path.with_name(self.path.name + ".new")
+        temporary.unlink(missing_ok=True)  # left by a process that crashed, or a link to another file
         temporary.write_text(json.dumps(state), encoding="utf-8")
         os.replace(temporary, self.path)
 

@@ -131,3 +131,44 @@ def test_a_fork_does_not_release_the_lock_of_the_parent(tmp_path):
         os.waitpid(child, 0)
         with pytest.raises(ValueError, match="is being trained by another process"):
             lock(tmp_path)
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+@pytest.mark.parametrize("write", ["write", "append", "lock"])
+def test_writing_a_link_leaves_the_file_under_its_other_name(write, link, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("mine\n")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    file = folder / json_reader.LOCK
+    link(other, file)
+    if write == "write":
+        json_reader.write_atomically(file, "new\n")
+        assert file.read_text() == "new\n"
+    elif write == "append":
+        with json_reader.open_to_append(file) as log:
+            log.write("new\n")
+        assert file.read_text() == "mine\nnew\n"
+    elif link is os.symlink:
+        with pytest.raises(ValueError, match="is a link or a special file; delete it"):
+            json_reader.lock(folder)
+    else:
+        json_reader.lock(folder).close()
+    assert other.read_text() == "mine\n"
+    assert write == "lock" or (not file.is_symlink() and file.stat().st_nlink == 1)
+    assert [path.name for path in folder.iterdir()] == [json_reader.LOCK]
+
+
+def test_only_a_regular_file_is_replaced_or_appended_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="pipe is not a regular file"):
+        json_reader.write_atomically(tmp_path / "pipe", "")
+    with pytest.raises(ValueError, match="pipe is a link or a special file"):
+        json_reader.open_to_append(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="endless is not a regular file"):
+        json_reader.open_to_append(tmp_path / "endless")
+    with pytest.raises(IsADirectoryError):
+        json_reader.write_atomically(tmp_path / "folder", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["endless", "folder", "pipe"]

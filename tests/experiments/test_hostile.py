@@ -237,6 +237,51 @@ def test_training_is_refused_before_it_allocates_too_much(
     assert f"{value}" in line.replace(",", "") or "of shape [" in line
 
 
+@pytest.mark.parametrize(
+    ("env", "limit"),
+    [
+        ({"num_envs": 4000, "subprocesses": True}, "64"),
+        ({"num_envs": 65, "subprocesses": True}, "64"),
+        ({"num_envs": 4097}, "4,096"),
+    ],
+)
+def test_the_numbers_of_environments_and_processes_are_bounded(env, limit, untrusted_run, expect_refusal):
+    for name, value in env.items():
+        rewrite(untrusted_run, "config.json", "env", name, value=value)
+    assert f"={env['num_envs']:,}: the limit for an untrusted run is {limit}; add --trust" in expect_refusal(
+        "resume"
+    )
+    (untrusted_run / "config.json").rename(untrusted_run.with_name("config.json"))
+    assert f"={env['num_envs']:,}: the limit for an untrusted run is {limit}; add --trust" in run_refused(
+        ["train", "--config", "config.json"], untrusted_run.parent
+    )
+
+
+def test_the_best_responses_of_a_team_have_the_same_bounds(finished_runs, tmp_path):
+    path = shutil.copytree(finished_runs[2], tmp_path / "run")
+    rewrite(path, "config.json", "env", "num_envs", value=4097)
+    line = run_refused(["eval", "run", "--episodes", "2", "--best-response"], tmp_path)
+    assert "env.num_envs=4,097: the limit for an untrusted run is 4,096" in line
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt"])
+@pytest.mark.parametrize("command", ["eval", "export", "play", "resume"])
+def test_files_larger_than_the_config_implies_are_not_read(name, command, untrusted_run, expect_refusal):
+    file = max((untrusted_run / "checkpoints").glob("step_*")) / name
+    with file.open("r+b") as sparse_file:
+        sparse_file.truncate(40 * 2**30)
+    line = expect_refusal(command)
+    assert f"{name} has 42,949,672,960 bytes: its config implies at most " in line
+
+
+def test_initial_weights_larger_than_the_config_implies_are_not_read(untrusted_run, expect_refusal):
+    shutil.rmtree(untrusted_run / "checkpoints")
+    rewrite(untrusted_run, "config.json", "init_from", value="elsewhere")
+    with (untrusted_run / "initial.safetensors").open("wb") as sparse_file:
+        sparse_file.truncate(40 * 2**30)
+    assert "initial.safetensors has 42,949,672,960 bytes: its config implies" in expect_refusal("resume")
+
+
 def test_a_team_and_a_supervised_run_have_bounds_too(finished_runs, tmp_path):
     for source, place, value in (
         (finished_runs[2], ("env", "kwargs", "num_uavs"), 10**6),

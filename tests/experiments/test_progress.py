@@ -1,17 +1,20 @@
-"""The progress line of the latest metrics, and the display of steps and remaining time."""
+"""The progress line of the latest metrics, the display of steps and remaining time, and requests to stop."""
 
 import contextlib
 import io
+import multiprocessing
 import os
 import re
+import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 import scrubjay
 from scrubjay.experiments import progress
-from scrubjay.experiments.progress import ProgressDisplay, describe_row, loss_warnings
+from scrubjay.experiments.progress import ProgressDisplay, StopRequest, describe_row, loss_warnings
 
 ROW = {
     "charts/success": 0.5,
@@ -128,3 +131,81 @@ def test_an_episode_has_no_remaining_time_while_its_length_is_unknown(record, fi
     assert {int(total) for total in re.findall(r"\d/([\d,]+)", text)} <= {steps}
     for line in re.split(r"[\r\n]", text):
         assert "ETA" not in line or "steps" not in line
+
+
+def loop():
+    while True:
+        pass
+
+
+def wait_for_itself():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def ignore_every_error():
+    while True:
+        with contextlib.suppress(BaseException):
+            time.sleep(600)
+
+
+def wait_for_a_process():
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+    process.start()
+    process.join()
+
+
+def stop(act, number, after=lambda: None):
+    """Send a signal to a copy of this process and call `act()`; return its exit code and its report.
+
+    The report ends when the copy and all its processes have ended.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            signal.signal(number, signal.SIG_DFL)
+            progress.STOP_SECONDS = 0.3
+            with StopRequest(lambda place: os.write(writer, place.encode())):
+                os.kill(os.getpid(), number)
+                act()
+            after()
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as report:
+        text = report.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "hang", [lambda: time.sleep(600), loop, wait_for_itself, ignore_every_error, wait_for_a_process]
+)
+def test_what_hangs_ends_after_the_first_signal_and_its_place_is_named(hang, number):
+    code, text = stop(hang, number)
+    assert code == 128 + number
+    assert re.search(r"\.py, line \d+$", text)
+    assert hang is wait_for_a_process or __file__ in text
+
+
+def test_the_processes_of_what_hangs_end_too():
+    def hang():
+        if os.fork() == 0:  # as a process of an environment, to which the signal is sent as well
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        time.sleep(600)
+
+    assert stop(hang, signal.SIGTERM)[0] == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_ends_soon_ends_as_usual(number):
+    assert stop(lambda: None, number, after=lambda: time.sleep(0.5)) == (0, "")
+
+
+def test_ctrl_c_sets_no_limit_of_time():
+    assert stop(lambda: time.sleep(0.6), signal.SIGINT) == (0, "")

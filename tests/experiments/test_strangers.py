@@ -41,6 +41,9 @@ NAMES = [
     ("GymV26Environment-v0", {"env_id": "evilmod:Foo-v0"}),
     ("CartPole-v1", {"vector_entry_point": "evilmod:Foo"}),
     ("InvertedPendulum-v5", {"xml_file": "evil.xml"}),
+    ("CartPole-v1", {"render_mode": "human"}),
+    ("CartPole-v1", {"render_mode": "human_rgb"}),
+    ("scrubjay/TMaze-v0", {"corridor_length": 4, "render_mode": "human"}),
 ]
 
 
@@ -213,6 +216,34 @@ def test_no_command_writes_through_a_link(place, command, untrusted_run, expect_
     (untrusted_run / place).symlink_to(precious)
     assert "is a link" in expect_refusal(command, untrusted_run)
     assert precious.read_text() == "mine"
+
+
+LINKS = [".lock", "curve.png", "policy.pt2", "episode.gif", ".curve.png.writing", "log.txt"]
+WRITERS = [
+    ("plot",),
+    ("resume", "--quiet"),
+    ("play", "--max-steps", "2"),
+    ("export",),
+    ("export", "--pretrained"),
+]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("command", WRITERS, ids=" ".join)
+def test_no_command_changes_a_file_that_has_another_name(command, untrusted_run, here, tmp_path):
+    rewrite(untrusted_run)
+    for name in LINKS:
+        (untrusted_run / name).write_text("mine")
+    Run.load(untrusted_run).policy.save_pretrained(untrusted_run / "pretrained")
+    backup = shutil.copytree(untrusted_run, tmp_path / "backup", copy_function=os.link)
+    before = digests(backup)
+    code, _, err = here(command[0], untrusted_run, *command[1:])
+    assert code == 0, err
+    assert digests(backup) == before
 
 
 @pytest.mark.parametrize("name", ["step_x", "step_..", "step_-1", "step_1 ", "step_" + "9" * 30, "step_٣"])

@@ -160,7 +160,14 @@ def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, ve
         trailer, data = None, b""
     embedding = b"" if vector is None else _to_half(vector).tobytes()
     is_intact = trailer is not None and trailer.sign([data[: trailer.length]]) == trailer
-    if trailer is None or not is_intact or last is None or (embedding and data.count(embedding) != 1):
+    is_linked = path.is_symlink() or path.stat().st_nlink > 1  # a change would reach its other names
+    if (
+        trailer is None
+        or not is_intact
+        or is_linked
+        or last is None
+        or (embedding and data.count(embedding) != 1)
+    ):
         path.unlink(missing_ok=True)  # rebuilt from the remaining records when needed
         return
     start = data.find(embedding)
@@ -238,6 +245,7 @@ def _to_half(vector: bytes) -> np.ndarray:
 def _save_segment(graph: Any, path: Path, dimension: int, deletions: int, last: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
     part = path.parent / _PART_NAME
+    part.unlink(missing_ok=True)  # left by a process that crashed, or a link to another file
     graph.save(str(part))
     length = part.stat().st_size
     trailer = _Trailer(_MAGIC, length, dimension, deletions, last).sign(_read_pieces(part, length))

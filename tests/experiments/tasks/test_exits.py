@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
+import time
 
 import pytest
 
@@ -15,7 +17,7 @@ from scrubjay.experiments.runs.status import read_status
 from scrubjay.experiments.user_modules import search_current_folder
 
 MODULE = """
-import os, sys
+import os, sys, time
 from gymnasium import spaces
 import gymnasium
 import numpy as np
@@ -29,6 +31,8 @@ def fail(how):
         raise KeyboardInterrupt
     if how == "end":
         os._exit(0)
+    if how == "hang":
+        time.sleep(600)
     if how == "pipe":
         raise BrokenPipeError(32, "Broken pipe")
 
@@ -159,6 +163,28 @@ def test_ctrl_c_in_the_code_of_an_environment_stops_the_command(here, tmp_path):
     code, out, err = here("train", "ppo", "--env", "leaves:make")
     assert (code, err.strip()) == (130, "stopped"), out
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where_to_run", [[], ["--env.subprocesses"]], ids=["here", "in processes"])
+def test_training_that_hangs_ends_after_one_signal(where_to_run, start, tmp_path):
+    hang = settings(where="step", when=48, how="hang")
+    words = ["train", "ppo", "--env", "quits:Quits", *hang, *where_to_run, *SMALL, "--total-steps", 4096]
+    process = start(*words, "--checkpoint-seconds", 0, "--run-dir", "r", "--quiet")
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 6:  # the next update hangs
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate()[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert re.fullmatch(
+        r"scrubjay: the update did not end within 20 s of the signal to stop: it waits in .*\.py, line \d+, "
+        r"for example in environment 'quits:Quits'; steps since the latest checkpoint are lost; "
+        r"resume with: scrubjay resume r --env quits:Quits\n",
+        err,
+    )
+    assert Run.load(tmp_path / "r").step == 6 * 4 * 8
 
 
 @pytest.mark.parametrize("when", [0, 20])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -103,10 +105,8 @@ def test_the_command_writes_a_film_whatever_its_name(name, here, tmp_path):
 
 @pytest.mark.requires("imageio_ffmpeg")
 def test_what_cannot_be_written_is_one_line(here, tmp_path):
-    (tmp_path / "full.mp4").symlink_to("/dev/full")
     (tmp_path / "folder.mp4").mkdir()
     for name, message in (
-        ("full.mp4", "full.mp4: ffmpeg could not finish the video"),
         ("folder.mp4", "folder.mp4: Is a directory"),
         ("x.avi", "name it x.gif or x.mp4"),
         ("x", "name it x.gif or x.mp4"),
@@ -115,6 +115,21 @@ def test_what_cannot_be_written_is_one_line(here, tmp_path):
         assert (code, out) == (2, "")
         assert message in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.requires("imageio_ffmpeg")
+def test_a_video_that_does_not_fit_on_the_disk_leaves_the_old_file(here, tmp_path):
+    (tmp_path / "full.mp4").write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+    try:
+        code, out, err = here("play", "scrubjay/TMaze-v0", "--out", "full.mp4", "--max-steps", 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, out) == (2, "")
+    assert "full.mp4: ffmpeg could not finish the video" in err
+    assert err.count("\n") == 1
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("full.mp4", "old")]
 
 
 class Relay(ParallelEnv):
