@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +21,9 @@ MEMORY_LIMIT = 2**31
 """Bytes that an untrusted run may take, besides the content of its files."""
 
 
+CPU_SECONDS = 3600
+"""CPU seconds that a command may spend on an untrusted run, on each thread of torch. `scrubjay eval` may
+spend them on every 100 episodes. The recipes need less than a minute."""
 MAX_ENVS = 4096
 """Environments that an untrusted run may create; more than any recipe, and created within seconds."""
 MAX_PROCESSES = 64
@@ -102,6 +108,43 @@ def limit_memory(max_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+class CPULimitError(RuntimeError):
+    """Error: a block of code has used all of its CPU time."""
+
+
+@contextmanager
+def limit_cpu(seconds: float) -> Iterator[None]:
+    """Raise CPULimitError once the `with` block has used `seconds` of CPU time on each thread of torch.
+
+    Does nothing outside the main thread, where signals cannot be caught, and on Windows. Compiled code is
+    interrupted only when it returns to Python.
+    """
+    import torch
+
+    if not hasattr(signal, "SIGXCPU") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = time.process_time() + seconds * torch.get_num_threads()
+    present_limits = [value for value in (soft, hard) if value != resource.RLIM_INFINITY]
+    if limit >= min([*present_limits, math.inf]):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise CPULimitError(f"took more than {seconds:,.0f} s of CPU time")
+
+    previous = signal.signal(signal.SIGXCPU, stop)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+        signal.signal(signal.SIGXCPU, previous)
 
 
 def available_bytes() -> int:

@@ -29,13 +29,17 @@ if TYPE_CHECKING:
     from scrubjay.experiments.viz.differences import Difference
 
 
+_EPISODES = 100
+"""Number of episodes by default."""
+
+
 @dataclass(frozen=True)
 class EvalOptions:
     """Evaluate a trained policy on whole episodes, or a supervised run on new test questions."""
 
     run: Positional[Path]
     """Run directory."""
-    episodes: int = 100
+    episodes: int = _EPISODES
     """Number of episodes."""
     seed: int = 1
     """Random seed of the episodes, or of a supervised run's questions."""
@@ -64,13 +68,15 @@ def run(argv: Sequence[str]) -> int:
     """`scrubjay eval RUN [--episodes N] [--set corridor_length=200] [--memory top_k=2]`."""
     options = parse(EvalOptions, argv, "scrubjay eval")
     settings, changes = options.set, options.memory
-    from scrubjay.experiments.commands.loading import config_of_agent, memory_guard
+    from scrubjay.experiments.commands.loading import config_of_agent, untrusted_limits
     from scrubjay.experiments.recipes.overrides import with_memory_fields
     from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
     from scrubjay.experiments.runs.run import Run
     from scrubjay.experiments.runs.supervised import SupervisedConfig
 
-    with memory_guard(options.trust):
+    # The user, not the run, decides on the number of episodes and on training best responses.
+    work = None if options.best_response else max(1.0, options.episodes / _EPISODES)
+    with untrusted_limits(options.trust, work):
         with bad_input():
             trained_run = Run.load(options.run, options.trust)
             if changes:

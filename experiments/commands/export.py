@@ -39,11 +39,11 @@ def run(argv: Sequence[str]) -> int:
     options = parse(ExportOptions, argv, "scrubjay export")
     if options.onnx and options.pretrained:
         raise UsageError("--onnx and --pretrained cannot be combined; give one of them")
-    from scrubjay.experiments.commands.loading import load_agent, memory_guard
+    from scrubjay.experiments.commands.loading import load_agent, untrusted_limits
     from scrubjay.experiments.export import export_onnx, export_pretrained, export_torch
     from scrubjay.experiments.runs.run import Run
 
-    with memory_guard(options.trust), bad_input():
+    with untrusted_limits(options.trust), bad_input():
         if options.pretrained:
             trained_run = Run.load(options.run, options.trust)
             out = options.out or trained_run.path / "pretrained"

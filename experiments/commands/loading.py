@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from scrubjay.experiments.cli.failures import FailedError, UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CURVE
 from scrubjay.experiments.progress import GracefulInterrupt
-from scrubjay.experiments.resources import MEMORY_LIMIT, available_bytes, limit_memory
+from scrubjay.experiments.resources import (
+    CPU_SECONDS,
+    MEMORY_LIMIT,
+    CPULimitError,
+    available_bytes,
+    limit_cpu,
+    limit_memory,
+)
 from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
@@ -22,18 +30,22 @@ from scrubjay.experiments.training import TrainingStartError, run_training
 
 
 @contextlib.contextmanager
-def memory_guard(trust: bool) -> Iterator[None]:
-    """Limit the memory of an untrusted run in the `with` block.
+def untrusted_limits(trust: bool, work: float | None = 1.0) -> Iterator[None]:
+    """Limit the memory and the CPU time of an untrusted run in the `with` block.
 
-    The limit is half of the free memory, but at least `MEMORY_LIMIT`. If `trust` is True, there is no limit.
-    Raises UsageError if the run exceeds the limit.
+    The limit on memory is half of the free memory, but at least `MEMORY_LIMIT`. The limit on time is `work`
+    times `CPU_SECONDS`; None means no limit on time. If `trust` is True, there is no limit. Raises UsageError
+    if the run exceeds a limit.
     """
     if trust:
         yield
         return
+    seconds = math.inf if work is None else work * CPU_SECONDS
     try:
-        with limit_memory(max(MEMORY_LIMIT, available_bytes() // 2)):
+        with limit_memory(max(MEMORY_LIMIT, available_bytes() // 2)), limit_cpu(seconds):
             yield
+    except CPULimitError as error:
+        raise UsageError(f"{error}; add --trust to lift the limit for a run that you trust") from error
     except Exception as error:
         if not is_out_of_memory(error.__cause__ or error):
             raise

@@ -37,13 +37,13 @@ class PlotOptions:
 def plot(argv: Sequence[str]) -> int:
     """`scrubjay plot RUN [RUN ...] [--out FILE] [--metric NAME] [--against bytes]`."""
     options = parse(PlotOptions, argv, "scrubjay plot")
-    from scrubjay.experiments.commands.loading import memory_guard
+    from scrubjay.experiments.commands.loading import untrusted_limits
     from scrubjay.experiments.files import CURVE
     from scrubjay.experiments.runs.run import Run
     from scrubjay.experiments.viz.accuracy import plot_state
     from scrubjay.experiments.viz.curves import plot_runs
 
-    with memory_guard(options.trust), bad_input():
+    with untrusted_limits(options.trust), bad_input():
         if not options.runs:
             raise ValueError("plot needs at least one run directory")
         runs = [Run.load(path, options.trust) for path in options.runs]
@@ -87,9 +87,9 @@ class PlayOptions:
 def play(argv: Sequence[str]) -> int:
     """`scrubjay play RUN|ENV_ID|RECIPE|TEAM [--out FILE.gif|FILE.mp4] [--set name=value]`."""
     options = parse(PlayOptions, argv, "scrubjay play")
-    from scrubjay.experiments.commands.loading import memory_guard
+    from scrubjay.experiments.commands.loading import untrusted_limits
 
-    with memory_guard(options.trust):
+    with untrusted_limits(options.trust):
         return _play(options)
 
 
@@ -181,11 +181,11 @@ def look(argv: Sequence[str]) -> int:
     """`scrubjay look RUN|TRACE [--episode SEED] [--out FILE] [--set name=value] [--best-response]`."""
     options = parse(LookOptions, argv, "scrubjay look")
     from scrubjay.experiments.cli.arguments import parse_setting
-    from scrubjay.experiments.commands.loading import memory_guard
+    from scrubjay.experiments.commands.loading import untrusted_limits
     from scrubjay.experiments.viz.differences import BestResponses
     from scrubjay.experiments.viz.look import Look, check_format, look
 
-    with memory_guard(options.trust), bad_input():
+    with untrusted_limits(options.trust), bad_input():
         folder = Path(options.source) if Path(options.source).is_dir() else Path()
         out = options.out or folder / "look.html"
         check_format(out)

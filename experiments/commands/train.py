@@ -62,10 +62,10 @@ def run(argv: Sequence[str]) -> int:
     ray = options.ray()
     if options.trust and options.config is None:
         raise UsageError("--trust requires --config FILE: a recipe and its flags need no trust")
-    from scrubjay.experiments.commands.loading import continue_training, memory_guard
+    from scrubjay.experiments.commands.loading import continue_training, untrusted_limits
 
     # Ray processes reserve their own memory.
-    with memory_guard(options.config is None or options.trust or ray is not None):
+    with untrusted_limits(options.config is None or options.trust or ray is not None, work=None):
         new_run = _create_run(recipe, remaining, options, ray)
         print(one_line(f"run directory: {new_run.path}"), flush=True)
         if new_run.config.init_from is not None:
@@ -117,10 +117,12 @@ def resume(argv: Sequence[str]) -> int:
     """`scrubjay resume RUN [--total-steps N] [--env ID] [--trust] [--engine ray ...]`."""
     options = parse(ResumeOptions, argv, "scrubjay resume")
     ray = options.ray()
-    from scrubjay.experiments.commands.loading import continue_training, memory_guard
+    from scrubjay.experiments.commands.loading import continue_training, untrusted_limits
     from scrubjay.experiments.runs.run import Run
 
-    with memory_guard(options.trust or ray is not None):  # Ray processes reserve their own memory
+    with untrusted_limits(
+        options.trust or ray is not None, work=None
+    ):  # Ray processes reserve their own memory
         with bad_input():
             run = Run.load(options.run, options.trust)
             if options.env is not None:

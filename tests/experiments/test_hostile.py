@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scrubjay.experiments import Run, train
+from scrubjay.experiments.commands import loading
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.tasks import environments as names
 
@@ -296,6 +297,14 @@ def test_a_team_and_a_supervised_run_have_bounds_too(finished_runs, tmp_path):
         rewrite(path, "config.json", *place, value=value)
         run_refused(["resume", "run"], tmp_path)
         shutil.rmtree(path)
+
+
+def test_the_time_of_a_command_is_bounded(untrusted_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "CPU_SECONDS", 1)
+    rewrite(untrusted_run, "config.json", "env", "kwargs", "corridor_length", value=10**6)
+    result = run_command(["eval", "run", "--max-steps", "1000000000"], tmp_path)
+    assert complaint(result) is None
+    assert "took more than 1 s of CPU time; add --trust to lift the limit" in result.err.splitlines()[-1]
 
 
 def test_untrusted_names_print_no_control_characters(untrusted_run, tmp_path):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 import torch
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.resources import MEMORY_LIMIT, available_bytes, check_memory_limit, limit_memory
+from scrubjay.experiments.resources import (
+    MEMORY_LIMIT,
+    CPULimitError,
+    available_bytes,
+    check_memory_limit,
+    check_processes,
+    limit_cpu,
+    limit_memory,
+)
 from scrubjay.experiments.runs.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.runs.sequence import SequenceTaskConfig
 from scrubjay.memory import make_config
@@ -46,3 +56,43 @@ def test_allocations_beyond_the_limit_fail_inside_the_context_alone():
             torch.ones(2**26, dtype=torch.float64)
     assert np.ones(2**25).sum() == 2**25
     assert available_bytes() >= MEMORY_LIMIT
+
+
+def loop():
+    while True:
+        pass
+
+
+def test_cpu_time_is_limited_inside_the_context_alone():
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    with pytest.raises(CPULimitError, match="took more than 0 s of CPU time"), limit_cpu(0.1):
+        loop()
+    with limit_cpu(10**6):
+        assert resource.getrlimit(resource.RLIMIT_CPU) != before
+    with limit_cpu(float("inf")):
+        assert resource.getrlimit(resource.RLIMIT_CPU) == before
+    assert resource.getrlimit(resource.RLIMIT_CPU) == before
+
+
+def test_a_lower_limit_of_the_user_stays():
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (10**6, before[1]))
+    try:
+        with limit_cpu(10**7):
+            assert resource.getrlimit(resource.RLIMIT_CPU)[0] == 10**6
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, before)
+
+
+def test_more_processes_than_the_machine_can_start_are_refused():
+    check_processes(0)
+    check_processes(8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
+    try:
+        with pytest.raises(ValueError, match=r"env.num_envs=251: the open files, ulimit -n .* for 250 proc"):
+            check_processes(251)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with pytest.raises(ValueError, match=r"env.num_envs=1,000,000,000: .* use fewer environments"):
+        check_processes(10**9)
