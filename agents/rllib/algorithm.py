@@ -47,6 +47,9 @@ class SegmentAlgorithm(Algorithm):
     Env runners receive the new weights with the next iteration. Ray restarts failed env runners, which then
     begin new episodes. Until the restart an iteration has fewer environments. A failed learner raises an
     error, since RLlib does not restart learners.
+
+    RLlib's checkpoints (`save_to_path`, `from_checkpoint`) are pickles. Load only your own: loading a
+    checkpoint can execute any code of its author. The checkpoints of Scrubjay's runs are plain data.
     """
 
     last_result: IterationResult | None = None
@@ -102,7 +105,7 @@ class SegmentAlgorithm(Algorithm):
         return [(COMPONENT_LEARNER_GROUP, self.learner_group)]
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Restore an RLlib checkpoint; called by `from_checkpoint` and Tune."""
+        """Restore an RLlib checkpoint, a pickle; called by `from_checkpoint` and Tune."""
         super().restore_from_path(path, *args, **kwargs)
         self._get_weights()
 

@@ -18,7 +18,8 @@ LoggerName = Literal["mlflow", "wandb"]
 Trust = Annotated[
     bool,
     arg(
-        help="Trust the run: allow its custom environment and the pickled data in its files to execute code."
+        help="Trust the run: allow its custom environment and the pickled data in its files to execute code, "
+        "and lift the limits on its memory, CPU time, files and environments."
     ),
 ]
 Quiet = Annotated[bool, arg(help="Hide the progress display.")]
@@ -93,7 +94,8 @@ class EngineOptions(RaySizes):
     """Engine that trains a run: this process, or Ray."""
 
     engine: Literal["local", "ray"] = "local"
-    """Engine of the run: this process, or Ray on this machine or a cluster."""
+    """Engine of the run: this process, or Ray on this machine or a cluster. The memory limit of untrusted runs
+    does not hold for the processes of Ray."""
     address: str | None = None
     """Address of the Ray cluster's head as host:port; default: RAY_ADDRESS if set, else this machine."""
 
