@@ -15,6 +15,7 @@ import pytest
 from scrubjay.experiments import Run, train
 from scrubjay.experiments.commands import loading
 from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.runs import checkpoint
 from scrubjay.experiments.tasks import environments as names
 
 from .commands.fork_runner import CommandResult, complaint, run
@@ -273,6 +274,14 @@ def test_files_larger_than_the_config_implies_are_not_read(name, command, untrus
         sparse_file.truncate(40 * 2**30)
     line = expect_refusal(command)
     assert f"{name} has 42,949,672,960 bytes: its config implies at most " in line
+
+
+def test_runs_of_all_kinds_are_within_the_limits(finished_runs, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_SMALL", 0)  # compare the sizes of small files, too
+    for path in (*finished_runs, Path(__file__).parent / "runs" / "stored" / "run"):
+        run = Run.load(path)
+        run.check()
+        assert run.latest is not None
 
 
 def test_initial_weights_larger_than_the_config_implies_are_not_read(untrusted_run, expect_refusal):
