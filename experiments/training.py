@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -168,7 +167,9 @@ def _report_hang(run: Run, ray: RayOptions | None, place: str) -> None:
     message += f"; steps since the latest checkpoint are lost; resume with: {run.resume_command}"
     print(one_line(f"scrubjay: {message}"), file=sys.stderr, flush=True)
     if ray is not None:
-        importlib.import_module("ray").shutdown()
+        from ray import shutdown
+
+        shutdown()
 
 
 @contextlib.contextmanager

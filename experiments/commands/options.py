@@ -94,8 +94,8 @@ class EngineOptions(RaySizes):
     """Engine that trains a run: this process, or Ray."""
 
     engine: Literal["local", "ray"] = "local"
-    """Engine of the run: this process, or Ray on this machine or a cluster. The memory limit of untrusted runs
-    does not hold for the processes of Ray."""
+    """Engine of the run: this process, or Ray on this machine or a cluster. The memory limit of untrusted
+    runs does not hold for the processes of Ray."""
     address: str | None = None
     """Address of the Ray cluster's head as host:port; default: RAY_ADDRESS if set, else this machine."""
 
