@@ -10,18 +10,11 @@ from typing import Any
 
 from scrubjay.agents.rl.observations import EnvFaultError
 from scrubjay.envs.teams import TeamError
+from scrubjay.experiments import resources
 from scrubjay.experiments.cli.failures import FailedError, UsageError, bad_input, describe, is_out_of_memory
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CURVE
 from scrubjay.experiments.progress import GracefulInterrupt
-from scrubjay.experiments.resources import (
-    CPU_SECONDS,
-    MEMORY_LIMIT,
-    CPULimitError,
-    available_bytes,
-    limit_cpu,
-    limit_memory,
-)
 from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
@@ -40,11 +33,12 @@ def untrusted_limits(trust: bool, work: float | None = 1.0) -> Iterator[None]:
     if trust:
         yield
         return
-    seconds = math.inf if work is None else work * CPU_SECONDS
+    max_bytes = max(resources.MEMORY_LIMIT, resources.available_bytes() // 2)
+    seconds = math.inf if work is None else work * resources.CPU_SECONDS
     try:
-        with limit_memory(max(MEMORY_LIMIT, available_bytes() // 2)), limit_cpu(seconds):
+        with resources.limit_memory(max_bytes), resources.limit_cpu(seconds):
             yield
-    except CPULimitError as error:
+    except resources.CPULimitError as error:
         raise UsageError(f"{error}; add --trust to lift the limit for a run that you trust") from error
     except Exception as error:
         if not is_out_of_memory(error.__cause__ or error):

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scrubjay.experiments import Run, train
-from scrubjay.experiments.commands import loading
+from scrubjay.experiments import Run, resources, train
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs import checkpoint
 from scrubjay.experiments.tasks import environments as names
@@ -309,7 +308,7 @@ def test_a_team_and_a_supervised_run_have_bounds_too(finished_runs, tmp_path):
 
 
 def test_the_time_of_a_command_is_bounded(untrusted_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "CPU_SECONDS", 1)
+    monkeypatch.setattr(resources, "CPU_SECONDS", 1)
     rewrite(untrusted_run, "config.json", "env", "kwargs", "corridor_length", value=10**6)
     result = run_command(["eval", "run", "--max-steps", "1000000000"], tmp_path)
     assert complaint(result) is None
