@@ -115,10 +115,15 @@ CODE = (
         "docs/ experiments/bench/ experiments/tasks/environments.py",
     ),
     Border(
+        "multiprocessing multiprocessing.active_children multiprocessing.current_process",
+        "no data passes",
+        "experiments/",
+    ),
+    Border(
         "gymnasium.vector.AsyncVectorEnv multiprocessing* torch.multiprocessing* "
         "concurrent.futures.ProcessPoolExecutor*",
         "pickles pass between processes of one run",
-        "experiments/bench/__init__.py experiments/progress.py experiments/tasks/environments.py",
+        "experiments/bench/__init__.py experiments/tasks/environments.py",
     ),
     Border(
         "ray.cloudpickle* ray.tune*",
@@ -241,7 +246,7 @@ TEXTS = (
         "plain columns of a data set",
         "experiments/answers/agentbench.py",
     ),
-    Border("struct.*unpack*", "numbers of a fixed form", "experiments/lm/texts.py memory/bank/index.py"),
+    Border("struct.*unpack*", "numbers of a fixed form", "experiments/lm/texts.py memory/bank/"),
     Border(
         "trafilatura* ddgs*",
         "in a child process with limits on CPU time and memory",
