@@ -149,7 +149,7 @@ MODELS = (
         "transformers.AutoTokenizer.from_pretrained transformers.AutoConfig.from_pretrained "
         "transformers.AutoModelForCausalLM.from_pretrained",
         "local files, no code of the folder",
-        "memory/context/models.py",
+        "memory/context/",
         {"local_files_only": "True", "trust_remote_code": "False"},
     ),
     Border(
@@ -178,7 +178,7 @@ MODELS = (
         "safetensors.safe_open safetensors.torch.load_file safetensors.torch.load",
         "shapes are compared with the config before the tensors are read",
         "agents/embeddings/minilm.py agents/rl/pretrained.py experiments/runs/checkpoint.py "
-        "memory/context/cache.py memory/contract/laws.py memory/sequence.py",
+        "memory/context/ memory/contract/laws.py memory/sequence.py",
     ),
     Border("*.from_pretrained", "policies of this project", "agents/conformance.py experiments/export.py"),
 )
