@@ -123,7 +123,7 @@ CODE = (
         "gymnasium.vector.AsyncVectorEnv multiprocessing* torch.multiprocessing* "
         "concurrent.futures.ProcessPoolExecutor*",
         "pickles pass between processes of one run",
-        "experiments/bench/__init__.py experiments/tasks/environments.py",
+        "experiments/bench/__init__.py experiments/bench/soak/ experiments/tasks/environments.py",
     ),
     Border(
         "ray.cloudpickle* ray.tune*",
