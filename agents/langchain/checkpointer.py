@@ -34,7 +34,6 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from scrubjay.agents.langchain.checkpoints import (
     COLUMNS,
-    MIGRATIONS,
     TABLES,
     SerializedValue,
     StoredCheckpoint,
@@ -74,13 +73,19 @@ class Checkpointer(BaseCheckpointSaver[str]):
 
     Files may be untrusted. Only plain data, LangChain's messages and documents, and LangGraph's types are
     written and read. `allow` adds your own types. `serde` replaces the default serializer, including its
-    check of types.
+    check of types. `foreign=True` also checks the whole file at opening, limits its values to 16 MiB, refuses
+    links, and does not map the file into memory, as in `MemoryBank`.
 
     A type that is not allowed raises TypeError when it is written, and ValueError when it is read.
     """
 
     def __init__(
-        self, path: str | Path, *, allow: Iterable[type] = (), serde: SerializerProtocol | None = None
+        self,
+        path: str | Path,
+        *,
+        allow: Iterable[type] = (),
+        serde: SerializerProtocol | None = None,
+        foreign: bool = False,
     ) -> None:
         allow = tuple(allow)
         if serde is not None and allow:
@@ -89,8 +94,8 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 "decides which types it accepts"
             )
         super().__init__(serde=serde or StrictSerializer(allow))
-        self._store = Store(path)
-        self._store.add_tables("checkpoints", MIGRATIONS)
+        self._store = Store(path, foreign)
+        self._store.add_tables("checkpoints")
 
     def close(self) -> None:
         """Close the file."""
@@ -169,9 +174,9 @@ class Checkpointer(BaseCheckpointSaver[str]):
         rows = [
             (
                 *address,
-                task_id,
+                str(task_id),
                 WRITES_IDX_MAP.get(channel, index),
-                task_path,
+                str(task_path),
                 channel,
                 *self.serde.dumps_typed(value),
             )
@@ -205,7 +210,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
     ) -> Iterator[CheckpointTuple]:
         """Yield the checkpoints whose metadata contains all items of `filter`, newest first."""
         if limit is not None:
-            check_count("limit", limit, 0)
+            limit = check_count("limit", limit, 0)
         condition, values = _condition(config, before)
         max_rows = -1 if filter or limit is None else limit
         with self._store.reading() as connection:
@@ -375,7 +380,7 @@ def _condition(config: RunnableConfig | None, before: RunnableConfig | None) -> 
                 values.append(str(configurable[name]))
     if before is not None and (id := get_checkpoint_id(before)):
         parts.append("id < ?")
-        values.append(id)
+        values.append(str(id))
     return " AND ".join(parts), values
 
 
@@ -383,10 +388,11 @@ def _address(config: RunnableConfig) -> tuple[str, str, str | None]:
     configurable = config.get("configurable", {})
     if "thread_id" not in configurable:
         raise ValueError('the config names no thread; pass {"configurable": {"thread_id": ...}} to the graph')
+    id = configurable.get("checkpoint_id")
     return (
         str(configurable["thread_id"]),
-        configurable.get("checkpoint_ns", ""),
-        configurable.get("checkpoint_id"),
+        str(configurable.get("checkpoint_ns", "")),
+        None if id is None else str(id),
     )
 
 

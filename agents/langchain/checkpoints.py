@@ -13,47 +13,6 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-MIGRATIONS = (
-    (
-        """CREATE TABLE checkpoints (
-            number INTEGER PRIMARY KEY,
-            thread TEXT NOT NULL,
-            namespace TEXT NOT NULL,
-            id TEXT NOT NULL,
-            parent TEXT,
-            run TEXT,
-            type TEXT NOT NULL,
-            checkpoint BLOB NOT NULL,
-            metadata_type TEXT NOT NULL,
-            metadata BLOB NOT NULL,
-            channels TEXT NOT NULL,
-            UNIQUE (thread, namespace, id))""",
-        "CREATE INDEX checkpoints_by_run ON checkpoints (run) WHERE run IS NOT NULL",
-        """CREATE TABLE channel_values (
-            thread TEXT NOT NULL,
-            number INTEGER NOT NULL,
-            type TEXT NOT NULL,
-            value BLOB NOT NULL,
-            UNIQUE (thread, number))""",
-        """CREATE TABLE list_items (
-            thread TEXT NOT NULL,
-            number INTEGER NOT NULL,
-            type TEXT NOT NULL,
-            value BLOB NOT NULL,
-            UNIQUE (thread, number))""",
-        """CREATE TABLE writes (
-            thread TEXT NOT NULL,
-            namespace TEXT NOT NULL,
-            checkpoint TEXT NOT NULL,
-            task TEXT NOT NULL,
-            place INTEGER NOT NULL,
-            path TEXT NOT NULL,
-            channel TEXT NOT NULL,
-            type TEXT NOT NULL,
-            value BLOB NOT NULL,
-            UNIQUE (thread, namespace, checkpoint, task, place))""",
-    ),
-)
 COLUMNS = "thread, namespace, id, parent, run, type, checkpoint, metadata_type, metadata, channels"
 
 TABLES = {

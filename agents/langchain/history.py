@@ -15,18 +15,6 @@ from scrubjay.agents.language.text import TAINTED, describe_content, truncate_fo
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.record import Draft, join_namespace
 
-_MIGRATIONS = (
-    (
-        """CREATE TABLE messages (
-            number INTEGER PRIMARY KEY AUTOINCREMENT,
-            namespace TEXT NOT NULL,
-            thread TEXT NOT NULL,
-            type TEXT NOT NULL,
-            message TEXT NOT NULL,
-            record TEXT)""",
-        "CREATE INDEX messages_by_thread ON messages (namespace, thread, number)",
-    ),
-)
 _THREAD_CONDITION = "namespace = ? AND thread = ?"
 _PROMPTS = load_prompts("en")
 _ROLES = {"human": "user", "ai": "assistant", "tool": "tool", "function": "tool"}
@@ -65,7 +53,7 @@ class BankChatMessageHistory(BaseChatMessageHistory):
         self._resolved_namespace = None if config is None else fill_template(self._template, config)
         self._first_number, self._last_number = 0, 0
         self._cached_messages: list[BaseMessage] = []
-        bank.store.add_tables("messages", _MIGRATIONS)
+        bank.store.add_tables("messages")
 
     @property
     def _namespace(self) -> tuple[str, ...]:

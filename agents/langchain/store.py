@@ -7,6 +7,7 @@ keys to values.
 from __future__ import annotations
 
 import json
+import math
 import operator
 import sqlite3
 import time
@@ -37,24 +38,8 @@ from langgraph.store.base import (
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.record import check_count, check_text, join_namespace, split_namespace
+from scrubjay.memory.bank.record import MAX_COUNT, check_count, check_text, join_namespace, split_namespace
 
-_MIGRATIONS = (
-    (
-        """CREATE TABLE items (
-            number INTEGER PRIMARY KEY AUTOINCREMENT,
-            namespace TEXT NOT NULL,
-            key TEXT NOT NULL,
-            value TEXT NOT NULL,
-            created REAL NOT NULL,
-            updated REAL NOT NULL,
-            ttl REAL,
-            expires REAL,
-            records TEXT NOT NULL,
-            UNIQUE (namespace, key))""",
-        "CREATE INDEX items_by_expiry ON items (expires) WHERE expires IS NOT NULL",
-    ),
-)
 _COLUMNS = "namespace, key, value, created, updated"
 _ROOT = "store"
 _DEPTH = 64
@@ -107,7 +92,7 @@ class BankStore(BaseStore):
         self._fields = (index or {}).get("fields") or ["$"]
         self._clock = clock
         self.ttl_config = ttl
-        self._bank.store.add_tables("items", _MIGRATIONS)
+        self._bank.store.add_tables("items")
 
     def close(self) -> None:
         """Close the bank if the store opened it; a bank that was passed open stays open."""
@@ -202,7 +187,7 @@ class BankStore(BaseStore):
             depth *= 4
         results = [*matches.values()]
         if len(results) < end:
-            rest = self._search(op._replace(query=None, limit=end + len(matches), offset=0))
+            rest = self._search(op._replace(query=None, limit=min(end + len(matches), MAX_COUNT), offset=0))
             results += [item for item in rest if (item.namespace, item.key) not in matches]
         return results[op.offset : end]
 
@@ -254,13 +239,14 @@ class BankStore(BaseStore):
                 else:
                     records = self._bank.write([next(remaining) for _ in texts])
                     now = self._clock()
-                    expires = None if op.ttl is None else now + 60 * op.ttl
+                    ttl = None if op.ttl is None else float(op.ttl)
+                    expires = None if ttl is None else now + 60 * ttl
                     connection.execute(
                         "INSERT INTO items (namespace, key, value, created, updated, ttl, expires, records) "
                         "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET value = "
                         "excluded.value, updated = excluded.updated, ttl = excluded.ttl, expires = "
                         "excluded.expires, records = excluded.records",
-                        (*_key(op), value, now, now, op.ttl, expires, json.dumps(records)),
+                        (*_key(op), value, now, now, ttl, expires, json.dumps(records)),
                     )
         if has_deletions:
             self._bank.store.erase_traces()
@@ -297,9 +283,20 @@ def _check_operation(op: Any) -> None:
     validate_op_namespace(op)
     for name in ("limit", "offset"):
         check_count(name, getattr(op, name, 0), 0)
+    if isinstance(op, PutOp) and op.ttl is not None:
+        _check_ttl(op.ttl)
     labels = getattr(op, "namespace", ()) or getattr(op, "namespace_prefix", ())
     if any("\x1f" in label for label in labels):
         raise InvalidNamespaceError(f"namespace={labels!r}: labels must not contain the character U+001F")
+
+
+def _check_ttl(ttl: float) -> None:
+    try:
+        if not math.isnan(ttl):
+            return
+    except (TypeError, OverflowError):
+        pass
+    raise ValueError(f"ttl={ttl!r:.40}: pass a number of minutes, or None for no expiry")
 
 
 def _encode_value(op: PutOp) -> str | None:

@@ -38,6 +38,7 @@ from scrubjay.memory.bank.record import (
     check_choice,
     check_choices,
     check_count,
+    check_id,
     check_length,
     check_memorable,
     check_namespace,
@@ -48,6 +49,7 @@ from scrubjay.memory.bank.record import (
     to_seconds,
 )
 from scrubjay.memory.bank.search.candidates import Filter
+from scrubjay.memory.bank.search.completeness import complete_marks, complete_words
 from scrubjay.memory.bank.search.recall import rank_by_cosine, recall
 from scrubjay.memory.bank.serialization import BATCH, Restorer, build_draft, check_row, read_rows
 
@@ -72,7 +74,8 @@ class MemoryBank:
         foreign: The file comes from someone else, or may have been changed by someone else. Every record then
             has the trust "tool", whatever the file says, also records that this process adds. Without this
             option, the trust levels in the file count. Pass it for every bank that you did not write
-            yourself: the file's author otherwise decides what counts as your word.
+            yourself: the file's author otherwise decides what counts as your word. The whole file is checked
+            at opening, which takes about 3 s for a million records. `approximate` is refused.
         approximate: Search an approximate nearest-neighbour index in files beside the bank, and hold no
             embeddings in memory. A search may miss some records. This option needs the extra `ann`
             (`memory/bank/search/approximate.py`).
@@ -99,9 +102,10 @@ class MemoryBank:
     ) -> None:
         if not dense_weight >= 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")
-        torch_device = check_options(path, embeddings, surprise, device, approximate)
+        torch_device = check_options(path, embeddings, surprise, device, approximate, foreign)
         self._clock, self._dense_weight = clock, dense_weight
         self._store = Store(path, foreign)
+        self._has_complete_words = self._has_complete_marks = False  # until verified
         self._embedding_index: EmbeddingIndex | None = None
         if embeddings is not None:
             self._embedding_index = EmbeddingIndex(
@@ -209,7 +213,7 @@ class MemoryBank:
             valid_from=start,
             valid_to=end,
             importance=0.5 if importance is None else float(importance),
-            supersedes=supersedes,
+            supersedes=None if supersedes is None else check_id("supersedes", supersedes),
             merge=merge and supersedes is None,
             zone=time_zone(moment),
         )
@@ -219,6 +223,9 @@ class MemoryBank:
 
         This is the slow part of a write. Call it before the transaction, so that other writers do not wait.
         """
+        if not self._has_complete_marks:
+            complete_marks(self._store)
+            self._has_complete_marks = True
         if self._embedding_index is not None:
             drafts = self._embedding_index.embed_drafts(drafts)
         return [prepare_draft(self._store, draft) for draft in drafts]
@@ -312,14 +319,18 @@ class MemoryBank:
                 `by` is "meaning" without embeddings, or if the query is longer than `MAX_TEXT_LENGTH` (2**20)
                 characters.
         """
-        check_count("k", k, 1)
+        k = check_count("k", k, 1)
         check_length("query", query)
         if by is not None:
             check_choice("by", by, ("meaning", "words"))
         embedding_index = self._embedding_index if query.strip() and by != "words" else None
         if by == "meaning" and self._embedding_index is None:
             raise ValueError("by='meaning': the bank has no embeddings; open it with an embedding model")
-        now = to_seconds(self._clock(), "clock()")
+        moment = self._clock()
+        now = to_seconds(moment, "clock()")
+        if not self._has_complete_words:
+            complete_words(self._store, time_zone(moment))
+            self._has_complete_words = True
         filter = Filter(
             at=now if at is None else to_seconds(at, "at"),
             kinds=check_choices("kinds", kinds, KINDS),
@@ -350,12 +361,14 @@ class MemoryBank:
     def get(self, id: str) -> Record | None:
         """Return the record with this id, even if its validity has ended; None if the id is unknown."""
         with self._store.reading() as connection:
-            row = connection.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
+            row = connection.execute(
+                f"SELECT {COLUMNS} FROM records WHERE id = ?", (check_id("id", id),)
+            ).fetchone()
             return Record(**record_fields(row, self.foreign)) if row else None
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
         """Return the last `n` records that are valid now, newest last."""
-        check_count("n", n, 0)
+        n = check_count("n", n, 0)
         condition, values = Filter(
             at=to_seconds(self._clock(), "clock()"),
             kinds=None if kind is None else (check_choice("kind", kind, KINDS),),
@@ -375,7 +388,7 @@ class MemoryBank:
             rows = connection.execute(
                 "SELECT 0, text FROM records WHERE id = ?1 UNION ALL SELECT sayings.rowid, sayings.text "
                 "FROM sayings JOIN records USING (number) WHERE id = ?1 ORDER BY 1",
-                (id,),
+                (check_id("id", id),),
             ).fetchall()
         return [text for _, text in rows]
 
@@ -430,7 +443,7 @@ class MemoryBank:
         reader in another process may delay the overwriting.
         """
         with self._store.writing() as connection:
-            is_deleted = forget(connection, id, self._store.path)
+            is_deleted = forget(connection, check_id("id", id), self._store.path)
         if is_deleted:
             self._store.erase_traces()
         return is_deleted

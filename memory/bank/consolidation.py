@@ -20,10 +20,12 @@ from typing import Any, Literal, NamedTuple, get_args
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.record import (
+    MAX_COUNT,
     Draft,
     Record,
     Time,
     check_count,
+    check_id,
     check_memorable,
     encode_provenance,
     split_namespace,
@@ -32,13 +34,6 @@ from scrubjay.memory.bank.record import (
 )
 
 Action = Literal["add", "update", "delete", "none"]
-_TABLES = (
-    (
-        """CREATE TABLE decisions (
-            number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, moment REAL NOT NULL,
-            considered TEXT NOT NULL, steps TEXT NOT NULL, refused TEXT NOT NULL, undone REAL)""",
-    ),
-)
 _COLUMNS = "id, moment, considered, steps, refused, undone"
 _MAX_REFUSAL_LENGTH = 200
 _SEARCH_FACTOR = 4  # hits to search per candidate, since hits of nested namespaces are dropped
@@ -102,9 +97,8 @@ class Consolidation:
     """
 
     def __init__(self, bank: MemoryBank, decide: DecisionFunction, k: int = 10) -> None:
-        check_count("k", k, 1)
-        self._bank, self._decide, self._k = bank, decide, k
-        bank.store.add_tables("consolidation", _TABLES)
+        self._bank, self._decide, self._k = bank, decide, check_count("k", k, 1)
+        bank.store.add_tables("consolidation")
 
     def add(
         self,
@@ -168,7 +162,9 @@ class Consolidation:
         """
         bank = self._bank
         with bank.store.writing() as connection:
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM decisions WHERE id = ?", (id,)).fetchall()
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM decisions WHERE id = ?", (check_id("id", id),)
+            ).fetchall()
             if not rows:
                 raise ValueError(f"unknown decision {id!r}; list the ids with `decisions`")
             decision = _parse_decision(rows[0])
@@ -191,7 +187,7 @@ class Consolidation:
 
     def decisions(self, n: int = 10) -> list[Decision]:
         """Return the last `n` decisions, newest last. Raises ValueError if n < 0."""
-        check_count("n", n, 0)
+        n = check_count("n", n, 0)
         with self._bank.store.reading() as connection:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM decisions ORDER BY number DESC LIMIT ?", (n,)
@@ -207,7 +203,11 @@ class Consolidation:
         namespace = split_namespace(draft.namespace)
         trusts = ("tool",) if draft.trust == "tool" else ("user", "agent")
         hits = self._bank.search(
-            draft.text, _SEARCH_FACTOR * self._k, kinds=draft.kind, namespace=namespace, trusts=trusts
+            draft.text,
+            min(_SEARCH_FACTOR * self._k, MAX_COUNT),
+            kinds=draft.kind,
+            namespace=namespace,
+            trusts=trusts,
         )
         return [hit for hit in hits if hit.namespace == namespace][: self._k]
 

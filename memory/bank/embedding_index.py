@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from scrubjay.memory.bank.embedding_model import (
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.record import Draft
 from scrubjay.memory.bank.search.approximate import ApproximateIndex
+from scrubjay.memory.bank.search.completeness import find_lost_vectors
 from scrubjay.memory.bank.search.dense import Scan, ScopePredicate, VectorIndex
 from scrubjay.memory.bank.search.segments import require_usearch
 from scrubjay.memory.parts.device import resolve_device
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     import torch
 
     from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
+
+_BATCH = 500  # lost embeddings to compute at a time
 
 
 class EmbeddingIndex:
@@ -55,6 +59,7 @@ class EmbeddingIndex:
         self._index: VectorIndex | ApproximateIndex | None = None
         self._surprise_config = surprise
         self._surprise: Surprise | None = None
+        self._has_complete_vectors = False
 
     def embed_texts(self, texts: list[str]) -> list[Float[np.ndarray, "D"]]:
         """Return the unit vectors of texts to store."""
@@ -81,6 +86,7 @@ class EmbeddingIndex:
         if self._verified_record is None:
             self.check_model()  # outside a transaction, as embedding is slow; `scan` repeats it
         vector = normalize_vectors([self._embeddings.embed_query(text)], 1)[0]
+        self._restore_vectors()
         surprise = None if alone else self._get_surprise(len(vector))
         if surprise is not None and surprise.config.recall_weight:
             vector = surprise.blend_recall(vector)
@@ -126,6 +132,30 @@ class EmbeddingIndex:
         self.check_model()
         connection.execute("UPDATE facts SET value = ? WHERE name = 'dimension'", (len(vector),))
 
+    def _restore_vectors(self) -> None:
+        """Compute lost embeddings of the file again, and warn. Embeddings are looked for once per index."""
+        if self._has_complete_vectors:
+            return
+        with self._store.reading() as connection:
+            lost_records = find_lost_vectors(connection)
+        if lost_records:
+            warnings.warn(
+                f"{self._store.path!r} has lost {len(lost_records)} embeddings, by damage or by another "
+                "program; computing them again",
+                stacklevel=4,
+            )
+        for first in range(0, len(lost_records), _BATCH):
+            numbers, texts = zip(*lost_records[first : first + _BATCH], strict=True)
+            vectors = self.embed_texts(list(texts))
+            with self._store.writing() as connection:
+                check_dimension(read_dimension(connection), vectors[0])
+                connection.executemany(
+                    "INSERT OR IGNORE INTO vectors SELECT number, ? FROM records WHERE number = ?",
+                    [(vector.tobytes(), number) for vector, number in zip(vectors, numbers, strict=True)],
+                )
+        self._clear_cache()
+        self._has_complete_vectors = True
+
     def check_model(self) -> None:
         """Raise ValueError if the file was written with another embedding model."""
         self._verified_record = check_model(self._store, self._embeddings, self._verified_record)
@@ -160,6 +190,7 @@ def check_options(
     surprise: SurpriseConfig | None,
     device: str | None,
     approximate: bool,
+    foreign: bool = False,
 ) -> torch.device | None:
     """Check that a bank's options are compatible; return the torch device of its embeddings, None for NumPy.
 
@@ -178,6 +209,11 @@ def check_options(
     if device is not None and embeddings is None:
         raise ValueError(f"device={device!r}: needs embeddings; pass an embedding model")
     if approximate:
+        if foreign:
+            raise ValueError(
+                "approximate=True with foreign=True: a hostile index file can crash the process; omit "
+                "approximate, or copy the records with `export` and `restore` into a bank of your own"
+            )
         if embeddings is None or device is not None or str(path) in ("", ":memory:"):
             raise ValueError(
                 f"approximate=True with embeddings={embeddings!r}, device={device!r}, path={str(path)!r}: "

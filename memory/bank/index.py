@@ -7,6 +7,7 @@ import struct
 import uuid
 from typing import Any
 
+from scrubjay.memory.bank.file.schema import OVERWRITE_WORDS
 from scrubjay.memory.bank.record import DRAFT_COLUMNS, Draft, Fingerprint, read_trust
 from scrubjay.memory.bank.search.candidates import scope_words
 from scrubjay.memory.bank.search.segments import forget_in_segment
@@ -99,6 +100,10 @@ def forget(connection: sqlite3.Connection, id: str, bank: str) -> bool:
         "DELETE FROM marks WHERE mark = ? AND number = ?",
         [(mark, number) for (mark,) in struct.iter_unpack("<q", marks)],
     )
+    # An older SQLite, or another program, may have written the file without this setting.
+    setting = connection.execute("SELECT v FROM words_config WHERE k = 'secure-delete'").fetchone()
+    if setting != (1,) and sqlite3.sqlite_version_info >= (3, 42):
+        connection.execute(OVERWRITE_WORDS)
     connection.execute("DELETE FROM words WHERE rowid = ?", (number,))
     if sqlite3.sqlite_version_info < (3, 42):
         connection.execute("INSERT INTO words (words) VALUES ('optimize')")

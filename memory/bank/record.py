@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ FOREIGN_TRUST = "tool"
 """Trust level of every record of a foreign bank and of a foreign export: the lowest level."""
 MAX_TEXT_LENGTH = 1 << 20
 """Maximum characters of a stored text or a query."""
+
+MAX_COUNT = 2**63 - 1
+"""Largest number of records to return: SQLite's largest integer."""
 
 COLUMNS = (
     "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
@@ -268,12 +272,27 @@ def check_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
     return tuple(namespace)
 
 
-def check_count(name: str, count: int, minimum: int) -> None:
-    """Raise TypeError if `count` is not an integer, ValueError if it is below `minimum`."""
+def check_count(name: str, count: int, minimum: int) -> int:
+    """Return the count as an int.
+
+    Raises TypeError if `count` is not an integer, and ValueError if it is below `minimum` or above
+    `MAX_COUNT`.
+    """
     if not isinstance(count, SupportsIndex):
         raise TypeError(f"{name}={count!r}: pass an integer")
+    count = operator.index(count)
     if count < minimum:
         raise ValueError(f"{name}={count}: must be at least {minimum}")
+    if count > MAX_COUNT:
+        raise ValueError(f"{name}={count}: must be at most {MAX_COUNT}, the largest integer of SQLite")
+    return count
+
+
+def check_id(name: str, id: str) -> str:
+    """Return the id. Raises TypeError if it is not a string."""
+    if not isinstance(id, str):
+        raise TypeError(f"{name}={id!r:.80}: pass an id that `add` returned")
+    return id
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -321,6 +340,11 @@ def record_fields(row: Sequence[Any] | None, foreign: bool) -> dict[str, Any]:
     if row is None:
         raise UnreadableError("an index refers to a missing record")
     fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    if foreign and isinstance(fields["text"], str) and len(fields["text"]) > MAX_TEXT_LENGTH:
+        raise UnreadableError(
+            f"record {fields['id']!r:.80} has {len(fields['text']):,} characters, the maximum is "
+            f"{MAX_TEXT_LENGTH:,}"
+        )
     fields["provenance"] = read_json(fields["provenance"])
     try:
         for name in ("id", "text", "kind", "namespace", "trust"):

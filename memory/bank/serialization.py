@@ -13,6 +13,7 @@ from datetime import tzinfo
 from typing import Any
 
 from scrubjay.memory.bank.duplicates import compute_fingerprint
+from scrubjay.memory.bank.file.damage import MAX_NUMBER
 from scrubjay.memory.bank.index import insert
 from scrubjay.memory.bank.record import (
     COLUMNS,
@@ -137,8 +138,8 @@ def check_row(row: Any) -> None:
             _check_moment(row, name)
     _check(row, "importance", lambda value: _is_number(value) and 0 <= value <= 1)
     _check(row, "supersedes", lambda value: value is None or _is_text(value))
-    _check(row, "chunk", lambda value: _is_whole(value) and value != 0)
-    _check(row, "place", lambda value: _is_whole(value) and value >= 0)
+    _check(row, "chunk", lambda value: _is_whole(value) and 0 != abs(value) <= MAX_NUMBER)
+    _check(row, "place", lambda value: _is_whole(value) and 0 <= value <= MAX_NUMBER)
     _check(row, "sayings", lambda value: isinstance(value, list))
     for saying in row["sayings"]:
         if not (isinstance(saying, dict) and saying.keys() >= {"text", "observed", "provenance"}):

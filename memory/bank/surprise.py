@@ -31,15 +31,6 @@ _CHUNK = 16
 _CHUNKS_PER_SAVE = 16
 _SCALE = 4.0  # scale of unit vectors, so that SiLU is neither linear nor a step function
 _STEP, _MOMENTUM, _FORGETTING = 3.0, -6.0, -9.0  # logits
-_TABLES = (
-    (
-        """CREATE TABLE surprise (
-            last INTEGER PRIMARY KEY, count INTEGER NOT NULL, mean REAL NOT NULL, spread REAL NOT NULL,
-            state BLOB NOT NULL)""",
-        # Deleting a record deletes the state that was learned from it.
-        "CREATE TRIGGER forget_surprise AFTER DELETE ON vectors BEGIN DELETE FROM surprise; END",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,7 @@ class Surprise:
 
     def __init__(self, store: Store, config: SurpriseConfig, dimension: int) -> None:
         self.config, self._store, self._dimension = config, store, dimension
-        store.add_tables("surprise", _TABLES)
+        store.add_tables("surprise")
         self._memory = _build_memory(dimension)
         self._reset()
 

@@ -30,7 +30,17 @@ _DAMAGE_CODES = {
     sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB,
 }  # fmt: skip
 _MAX_COMPONENT = 1.1  # of a unit vector, with the rounding of half precision
+MAX_NUMBER = 1 << 53
+"""Largest record number, and position. A search computes with floating-point numbers, which are exact up to
+this number."""
+_NUMBER_CHECKS = (
+    f"""SELECT EXISTS (SELECT 1 FROM records WHERE number NOT BETWEEN 1 AND {MAX_NUMBER}
+        OR chunk NOT BETWEEN -{MAX_NUMBER} AND {MAX_NUMBER} OR place NOT BETWEEN 0 AND {MAX_NUMBER}
+        OR sayings NOT BETWEEN 1 AND {MAX_NUMBER})""",
+    f"SELECT EXISTS (SELECT 1 FROM sqlite_sequence WHERE typeof(seq) != 'integer' OR seq > {MAX_NUMBER})",
+)
 _SCHEMA_CHECKS = (
+    *_NUMBER_CHECKS,
     "SELECT EXISTS (SELECT 1 FROM records WHERE "
     + " OR ".join(
         f"typeof({column}) NOT IN ({kinds})"
@@ -58,6 +68,10 @@ def is_damage_error(error: Exception, connection: sqlite3.Connection) -> bool:
     """Return True if the content of the file caused an error during reading or writing."""
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
+        if (
+            code == sqlite3.SQLITE_FULL
+        ):  # the disk, or the record numbers, of which SQLite counts the last one
+            return _is_any(connection, _NUMBER_CHECKS)
         if code is None:  # "Could not decode to UTF-8" and errors of a closed file have no code
             return isinstance(error, sqlite3.OperationalError)
         return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF in _DAMAGE_CODES
@@ -95,6 +109,11 @@ def _is_damaged(connection: sqlite3.Connection) -> bool:
     try:
         if connection.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
             return True
-        return any((connection.execute(statement).fetchone() or (1,))[0] for statement in _SCHEMA_CHECKS)
+        return _is_any(connection, _SCHEMA_CHECKS)
     except (sqlite3.Error, UnicodeDecodeError):
         return True
+
+
+def _is_any(connection: sqlite3.Connection, statements: tuple[str, ...]) -> bool:
+    """Return True if a statement returns a value other than 0, or no row."""
+    return any((connection.execute(statement).fetchone() or (1,))[0] for statement in statements)

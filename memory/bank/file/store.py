@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,74 +20,52 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from scrubjay.memory.bank.file.damage import DamagedBankError, is_damage_error, unpack_vectors
+from scrubjay.memory.bank.file.damage import (
+    DamagedBankError,
+    UnreadableError,
+    is_damage_error,
+    unpack_vectors,
+)
+from scrubjay.memory.bank.file.schema import (
+    LAYOUTS,
+    LAYOUTS_TABLE,
+    MIGRATIONS,
+    Migrations,
+    check_version,
+    read_version,
+)
 from scrubjay.memory.bank.file.words import day_words
 
 _MMAP_SIZE = 1 << 40  # bytes of the file to map into memory; SQLite's own limit may be lower
 _LOG_SIZE = 1 << 26  # bytes of the write-ahead log; it is larger only while a reader needs older content
+_CACHE_SIZE = 16 << 10  # KiB of an untrusted file that a connection holds in memory
 _LOCK_TIMEOUT = 30.0  # seconds to wait for another process's lock
-
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """CREATE TABLE records (
-            number INTEGER PRIMARY KEY AUTOINCREMENT,
-            id TEXT NOT NULL UNIQUE,
-            text TEXT NOT NULL,
-            kind TEXT NOT NULL,
-            namespace TEXT NOT NULL,
-            trust TEXT NOT NULL,
-            provenance TEXT NOT NULL,
-            created REAL NOT NULL,
-            observed REAL NOT NULL,
-            renewed REAL NOT NULL,
-            valid_from REAL,
-            valid_to REAL,
-            importance REAL NOT NULL,
-            supersedes TEXT,
-            sayings INTEGER NOT NULL DEFAULT 1,
-            chunk INTEGER NOT NULL,
-            place INTEGER NOT NULL,
-            digest BLOB NOT NULL,
-            marks BLOB NOT NULL)""",
-        "CREATE INDEX records_by_digest ON records (digest)",
-        "CREATE INDEX records_by_place ON records (namespace, kind, number)",
-        "CREATE INDEX records_by_time ON records (renewed, number)",
-        "CREATE INDEX records_by_chunk ON records (chunk, place)",
-        """CREATE TABLE sayings (
-            number INTEGER NOT NULL REFERENCES records ON DELETE CASCADE,
-            text TEXT NOT NULL,
-            observed REAL NOT NULL,
-            provenance TEXT NOT NULL)""",
-        "CREATE INDEX sayings_by_record ON sayings (number)",
-        "CREATE TABLE marks (mark INTEGER, number INTEGER, PRIMARY KEY (mark, number)) WITHOUT ROWID",
-        (
-            "CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES records ON DELETE CASCADE, "
-            "vector BLOB "
-            "NOT NULL)"
-        ),
-        "CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
-        "INSERT INTO facts VALUES ('deletions', 0), ('dimension', NULL)",
-        """CREATE VIRTUAL TABLE words USING fts5(
-            scope, body, tokenize = "porter unicode61 remove_diacritics 2")""",
-        "INSERT INTO words (words, rank) VALUES ('rank', 'bm25(0.0, 1.0)')",
-    ),
-    ("CREATE INDEX records_by_observation ON records (observed)",),
-    (
-        """UPDATE words SET body = body || ' ' || (
-            SELECT day_words(text, observed) FROM records WHERE number = words.rowid)""",
-    ),
-)
+_MAX_SQL_LENGTH = 100_000
+"""Bytes of a statement, also of one in the schema of a file. Ours have fewer than 10,000."""
+_MAX_FOREIGN_VALUE = 16 << 20
+"""Bytes of a value in an untrusted file. In the index of words, the longest Chinese text takes 7 MB; JSON
+takes up to 20 times its bytes in memory."""
+_MIN_SIZE = 512  # bytes of an SQLite file: one page of the smallest size
+_SIDE_FILES = ("-journal", "-wal", "-shm")  # SQLite writes and truncates them
 
 
 class Store:
     """SQLite connection that all threads of a process share; `foreign` if another person wrote the file.
 
+    The schema of the file is compared with that of a bank before SQLite could run code in the file.
+
+    Args:
+        path: SQLite file, or ":memory:".
+        foreign: The file is untrusted. Check all of it at opening, limit the length of its values, do not
+            map it into memory, and refuse a symbolic link. The time of opening grows with the size of the
+            file.
+
     Raises ValueError if the path is empty or the file was written by a newer Scrubjay, DamagedBankError if
-    the file is damaged or belongs to another program, and OSError if no file can exist at the path.
+    the file is damaged or not a bank, and OSError if no file can exist at the path.
     """
 
     def __init__(self, path: str | Path, foreign: bool = False) -> None:
-        self.path, self.foreign = _check_path(path), foreign
+        self.path, self.foreign = _check_path(path, foreign), foreign
         self._lock = threading.RLock()
         self._changes_at_start = 0
         self._rollback_callbacks: set[Callable[[], None]] = set()
@@ -127,21 +106,21 @@ class Store:
             if self._connection.in_transaction and self._connection.total_changes > self._changes_at_start:
                 self._rollback_callbacks.add(callback)
 
-    def add_tables(self, name: str, migrations: tuple[tuple[str, ...], ...]) -> None:
-        """Create or migrate additional tables; the file stores one layout version per `name`.
+    def add_tables(self, name: str) -> None:
+        """Create or migrate the additional tables `LAYOUTS[name]`; the file stores their layout version.
 
         Raises ValueError if the tables were written by a newer Scrubjay.
         """
+        migrations = LAYOUTS[name]
         with self.reading() as connection:
-            has_layouts = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'layouts'").fetchone()
-            if has_layouts and _layout_version(connection, name) == len(migrations):
+            if _layout_version(connection, name) == len(migrations):
                 return
         with self.writing() as connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS layouts (name TEXT PRIMARY KEY, version INTEGER NOT NULL) "
-                "WITHOUT ROWID"
-            )
-            self._migrate(migrations, _layout_version(connection, name), f"{name} tables with layout")
+            version = _layout_version(connection, name)
+            if version is None:
+                connection.execute(LAYOUTS_TABLE)
+            check_version(self.path, version or 0, migrations, f"{name} tables with layout")
+            self._migrate(migrations, version or 0)
             connection.execute("INSERT OR REPLACE INTO layouts VALUES (?, ?)", (name, len(migrations)))
 
     def erase_traces(self) -> None:
@@ -180,6 +159,11 @@ class Store:
         try:
             yield
         except Exception as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG and self.foreign:
+                raise DamagedBankError(
+                    f"{self.path!r} has, or would get, a value of more than {_MAX_FOREIGN_VALUE:,} bytes, "
+                    "the limit of an untrusted bank; copy its other records with `export` and `restore`"
+                ) from None
             if not is_damage_error(error, self._connection):
                 raise
             # Python's message would describe the decoder.
@@ -191,42 +175,44 @@ class Store:
 
     def _prepare(self) -> None:
         connection = self._connection
-        self._check_owner()
+        connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_SQL_LENGTH)
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("BEGIN")  # one snapshot, while another process may migrate the file
+        version = read_version(connection, self.path).bank
+        connection.execute("COMMIT")
+        if self.foreign:
+            self._check_content()
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA foreign_keys = ON")
         self._use_log()
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_SIZE}").fetchone()
-        connection.execute(f"PRAGMA mmap_size = {_MMAP_SIZE}")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == len(_MIGRATIONS):
+        # A process ends with SIGBUS when a file that it has mapped is truncated.
+        connection.execute(
+            f"PRAGMA cache_size = -{_CACHE_SIZE}" if self.foreign else f"PRAGMA mmap_size = {_MMAP_SIZE}"
+        )
+        if version == len(MIGRATIONS):
             return
         connection.create_function("day_words", 2, day_words, deterministic=True)
         with self.writing():
             # Read the version again: another process may have migrated the file meanwhile.
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            self._migrate(_MIGRATIONS, version, "layout")
-            if version == 0 and sqlite3.sqlite_version_info >= (3, 42):
-                connection.execute("INSERT INTO words (words, rank) VALUES ('secure-delete', 1)")
-            connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+            version = read_version(connection, self.path).bank
+            self._migrate(MIGRATIONS, version)
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
-    def _check_owner(self) -> None:
-        """Raise DamagedBankError if the file is another program's database. Call it before any write."""
-        with self.reading() as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-        if tables and (version == 0 or "records" not in tables):
-            raise DamagedBankError(
-                f"{self.path!r} is another program's database, with tables {', '.join(sorted(tables)[:3])}; "
-                "choose another file for the memory bank"
-            )
+    def _check_content(self) -> None:
+        """Limit the values of an untrusted file, and raise DamagedBankError unless its pages are intact.
 
-    def _migrate(self, migrations: Sequence[Sequence[str]], version: int, label: str) -> None:
-        if version > len(migrations):
-            raise ValueError(
-                f"{self.path!r} has {label} {version}, but this Scrubjay supports layouts up to "
-                f"{len(migrations)}; upgrade scrubjay to open the file"
-            )
+        Pages that refer to each other in a circle would make a search endless.
+        """
+        connection = self._connection
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_FOREIGN_VALUE)
+        connection.execute("PRAGMA cell_size_check = ON")
+        (problem,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if problem != "ok":
+            raise UnreadableError(problem)
+
+    def _migrate(self, migrations: Migrations, version: int) -> None:
         for statement in (s for migration in migrations[version:] for s in migration):
             self._connection.execute(statement)
 
@@ -246,19 +232,62 @@ class Store:
                 time.sleep(0.01)
 
 
-def _check_path(path: str | Path) -> str:
-    """Return the path as a string. Raises TypeError, ValueError or OSError if no file can exist there."""
+def _check_path(path: str | Path, foreign: bool) -> str:
+    """Return the path as a string.
+
+    Raises TypeError, ValueError or OSError if no file can exist there, and DamagedBankError if the file
+    there, or one that SQLite keeps beside it, is not an ordinary file.
+    """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f'path={path!r}: pass a file path, or ":memory:"')
-    if not str(path):  # SQLite would open a temporary file
+    name = os.fspath(path)
+    if not name:  # SQLite would open a temporary file
         raise ValueError(
             "path='': name a file, such as facts.db, or pass ':memory:' for a bank without a file"
         )
-    if Path(path).is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it, such as facts.db")
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"folder {str(Path(path).parent)!r} does not exist; create it first")
-    return str(path)
+    if name == ":memory:":
+        return name
+    file = name
+    if os.path.islink(name):
+        if foreign:
+            raise DamagedBankError(f"{name!r} is a symbolic link; name the file itself if you trust it")
+        file = os.path.realpath(name)  # SQLite keeps its other files there
+    try:
+        status = os.stat(file)
+    except FileNotFoundError:
+        folder = os.path.dirname(file) or "."
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"folder {folder!r} does not exist; create it first") from None
+    else:
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(f"{name!r} is a folder; name a file in it, such as facts.db")
+        _check_ordinary(name, status)
+        if 0 < status.st_size < _MIN_SIZE:
+            raise DamagedBankError(
+                f"{name!r} has {status.st_size} bytes, fewer than any bank; restore a backup, or choose "
+                "another file for the memory bank"
+            )
+    for suffix in _SIDE_FILES:
+        try:
+            status = os.lstat(file + suffix)
+        except FileNotFoundError:
+            continue
+        _check_ordinary(file + suffix, status)
+    return name
+
+
+def _check_ordinary(name: str, status: os.stat_result) -> None:
+    """Raise DamagedBankError unless a file is an ordinary file with one name.
+
+    Writing to a file with several names would change the other one, too, such as a file of yours.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedBankError(f"{name!r} is not an ordinary file; remove it, or choose another path")
+    if status.st_nlink > 1:
+        raise DamagedBankError(
+            f"{name!r} has {status.st_nlink} names (hard links), and a write would change the file of each "
+            "name; open a copy of the file"
+        )
 
 
 def select(
@@ -298,6 +327,9 @@ def read_vectors(
     return [number for number, _ in rows], unpack_vectors([blob for _, blob in rows], dimension)
 
 
-def _layout_version(connection: sqlite3.Connection, name: str) -> int:
+def _layout_version(connection: sqlite3.Connection, name: str) -> int | None:
+    """Return the version of a layout, 0 if the file lacks it; None if the file has no table `layouts`."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'layouts'").fetchone():
+        return None
     row = connection.execute("SELECT version FROM layouts WHERE name = ?", (name,)).fetchone()
     return row[0] if row else 0

@@ -20,7 +20,7 @@ from scrubjay.kernels.select import best
 from scrubjay.memory.bank.file.damage import read_fact, unpack_vectors
 from scrubjay.memory.bank.file.store import Store, read_vectors, select
 from scrubjay.memory.bank.search.dense import ExactScan, Scan, ScopePredicate, VectorIndex
-from scrubjay.memory.bank.search.segments import SEGMENT, Segments, hash_last_record, require_usearch
+from scrubjay.memory.bank.search.segments import SEGMENT, Segments, require_usearch
 
 _MAX_SAMPLE = 4096  # records that estimate the distribution of cosines, at most and at least half as many
 _MIN_SAMPLE_MATCHES = 128  # if the filter accepts fewer records of the sample, all accepted ones are read
@@ -52,10 +52,15 @@ class ApproximateIndex:
         with self._store.reading() as connection:
             (highest,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM records").fetchone()
         graphs = []
-        for segment in range(highest // SEGMENT):
+        segment = -1
+        while True:
             with self._store.reading() as connection:
-                if hash_last_record(connection, segment) is None:  # all its records were deleted
-                    continue
+                # Numbers of deleted records may fill any number of segments.
+                (number,) = connection.execute(
+                    "SELECT MIN(number) FROM records WHERE number > ?", ((segment + 1) * SEGMENT,)
+                ).fetchone()
+                if number is None or (segment := (number - 1) // SEGMENT) >= highest // SEGMENT:
+                    break
                 try:
                     graphs.append(self._segments.open(connection, segment))
                     continue
@@ -102,7 +107,7 @@ class ApproximateIndex:
 
     def count_per_segment(self, count: int) -> int:
         """Return the number of results to request from each segment for `count` results in total."""
-        return max(_MIN_PER_SEGMENT, count // (len(self._graphs) + 1))
+        return min(max(_MIN_PER_SEGMENT, count // (len(self._graphs) + 1)), SEGMENT)
 
     def read_exact(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> ExactScan:
         """Read all records that `allows` accepts, and return their exact cosines."""

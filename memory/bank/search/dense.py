@@ -150,7 +150,10 @@ class VectorIndex:
             self._deletions = deletions
         (highest,) = connection.execute("SELECT MAX(number) FROM vectors").fetchone()
         if highest is not None and highest > self._newest:
-            self._reserve(self._count + highest - self._newest)
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+            most = pages * page_size // (4 * max(self._dimension, 1))  # the numbers may have gaps of any size
+            self._reserve(self._count + min(highest - self._newest, most))
         rows = connection.execute(
             "SELECT number, vector, namespace, kind FROM vectors JOIN records USING (number) "
             "WHERE number > ? ORDER BY number",

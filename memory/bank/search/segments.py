@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from scrubjay.memory.bank.file.damage import read_fact
+from scrubjay.memory.bank.file.damage import DamagedBankError, read_fact
 from scrubjay.memory.bank.file.store import Store
 
 SEGMENT = 65_536
@@ -283,7 +283,10 @@ def _file_stamp(path: Path) -> tuple[int, int]:
 
 
 def _segment_path(bank: str, segment: int) -> Path:
-    return Path(f"{bank}-ann") / f"{segment:06}.usearch"
+    folder = Path(f"{bank}-ann")
+    if folder.is_symlink():  # files of another folder would be overwritten
+        raise DamagedBankError(f"{str(folder)!r} is a symbolic link; remove it, and the index is built again")
+    return folder / f"{segment:06}.usearch"
 
 
 def count_deletions(connection: sqlite3.Connection) -> int:

@@ -24,8 +24,8 @@ from langgraph.checkpoint.conformance.capabilities import Capability
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
-from scrubjay.agents.langchain import Checkpointer
-from scrubjay.memory import MemoryBank
+from scrubjay.agents.langchain import BankStore, Checkpointer
+from scrubjay.memory import DamagedBankError, MemoryBank
 
 pytestmark = pytest.mark.requires("langgraph")
 
@@ -267,6 +267,48 @@ def test_a_bank_and_its_graphs_share_a_file(tmp_path):
         assert build_graph(saver).get_state(thread()).next == ("1",)
 
 
+@pytest.mark.parametrize("opening", [Checkpointer, BankStore, MemoryBank])
+@pytest.mark.parametrize("table", ["checkpoints", "writes"])
+def test_a_trigger_in_an_untrusted_file_never_runs(tmp_path, opening, table):
+    path = tmp_path / "graph.db"
+    with Checkpointer(path) as saver:
+        build_graph(saver).invoke({"steps": [], "constant": "c"}, thread())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"CREATE TRIGGER evil AFTER INSERT ON {table} BEGIN DELETE FROM checkpoints; END")
+    with pytest.raises(DamagedBankError, match="trigger 'evil' is not part of a bank"):
+        opening(path)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_integers_beyond_those_of_sqlite_are_names_or_refused(saver, number):
+    address = thread(number, checkpoint_ns=number)
+    checkpoint = empty_checkpoint() | {"channel_values": {"n": "x"}, "channel_versions": {"n": "1"}}
+    config = saver.put(address, checkpoint, {"step": 0}, {"n": "1"})
+    saver.put_writes(config, [("n", "y")], number, number)
+    checkpoint_tuple = saver.get_tuple(thread(number, checkpoint_ns=number))
+    assert checkpoint_tuple.checkpoint["channel_values"] == {"n": "x"}
+    assert checkpoint_tuple.pending_writes == [(str(number), "n", "y")]
+    assert saver.get_tuple(thread(number, checkpoint_id=number)) is None
+    assert list(saver.list(None, before=thread(number, checkpoint_id=-(2**64)))) == []
+    with pytest.raises(ValueError, match=f"limit={number}: must be at"):
+        list(saver.list(None, limit=number))
+    for method in (saver.delete_thread, lambda n: saver.delete_for_runs([n]), lambda n: saver.prune([n])):
+        method(number)
+
+
+def test_an_untrusted_file_is_checked_whole(tmp_path):
+    path = tmp_path / "graph.db"
+    with Checkpointer(path) as saver:
+        config = saver.put(thread(checkpoint_ns=""), empty_checkpoint(), {"step": 0}, {})
+    with Checkpointer(path, foreign=True) as saver:
+        assert cast("CheckpointTuple", saver.get_tuple(config)).metadata == {"step": 0}
+    content = bytearray(path.read_bytes())
+    content[8192:12288] = bytes(4096)
+    path.write_bytes(content)
+    with pytest.raises(DamagedBankError):
+        Checkpointer(path, foreign=True)
+
+
 def test_a_file_of_a_newer_layout_is_refused(tmp_path):
     Checkpointer(tmp_path / "graph.db").close()
     with sqlite3.connect(tmp_path / "graph.db") as connection:
@@ -297,7 +339,7 @@ def test_threads_lose_nothing(saver):
 WRITER = """
 import sys
 from langgraph.checkpoint.base import empty_checkpoint
-from scrubjay.agents.langchain import Checkpointer
+from scrubjay.agents.langchain import BankStore, Checkpointer
 config, step = {"configurable": {"thread_id": sys.argv[2], "checkpoint_ns": ""}}, 0
 with Checkpointer(sys.argv[1]) as saver:
     while True:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from scrubjay.agents.langchain.checkpoints import (
     COLUMNS,
-    MIGRATIONS,
     TABLES,
     add_value,
     channel_numbers,
     delete_checkpoints,
     read_checkpoint,
 )
+from scrubjay.memory.bank.file.schema import LAYOUTS
 
 VALUES = st.tuples(st.sampled_from(["msgpack", "json"]), st.binary(max_size=4))
 LISTS = st.lists(VALUES, max_size=6)
@@ -25,7 +25,7 @@ LISTS = st.lists(VALUES, max_size=6)
 
 def open_connection() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
-    for migration in MIGRATIONS:
+    for migration in LAYOUTS["checkpoints"]:
         for statement in migration:
             connection.execute(statement)
     return connection

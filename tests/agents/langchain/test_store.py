@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from typing import Any
 
@@ -255,3 +256,16 @@ def test_the_bank_recalls_what_the_store_keeps():
         BankStore(bank).put(("user", "ada"), "home", {"text": "Ada lives in Basel."})
         (hit,) = bank.search("Where does Ada live?")
         assert hit.namespace == ("store", "user", "ada")
+
+
+def test_integers_beyond_those_of_sqlite_are_stored_or_refused(store):
+    store.put(("a",), "k", {"n": 2**64}, ttl=2**64)
+    assert store.get(("a",), "k").value == {"n": 2**64}
+    assert [item.key for item in store.search(("a",), filter={"n": 2**64})] == ["k"]
+    assert [item.key for item in store.search(("a",), query="none", limit=2**63 - 1)] == ["k"]
+    for name in ("limit", "offset"):
+        with pytest.raises(ValueError, match=f"{name}={2**63}: must be at most"):
+            store.search(("a",), **{name: 2**63})
+    for ttl in (math.nan, 10**400):
+        with pytest.raises(ValueError, match=r"ttl=.*: pass a number of minutes"):
+            store.put(("a",), "l", {}, ttl=ttl)

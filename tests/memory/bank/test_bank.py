@@ -4,6 +4,7 @@ import math
 import sqlite3
 from datetime import UTC, date, datetime, timedelta, timezone
 
+import numpy as np
 import pytest
 
 from scrubjay.memory import MemoryBank
@@ -209,6 +210,12 @@ def test_wrong_input_is_named(bank):
         (TypeError, "n='5'", lambda: bank.recent("5")),
         (ValueError, "k=0", lambda: bank.search("x", k=0)),
         (ValueError, "kinds", lambda: bank.search("x", kinds=())),
+        (ValueError, f"n={2**63}: must be at most", lambda: bank.recent(2**63)),
+        (ValueError, f"k={2**63}: must be at most", lambda: bank.search("x", k=2**63)),
+        (TypeError, "id=5: pass an id", lambda: bank.get(5)),
+        (TypeError, f"id={2**63}: pass an id", lambda: bank.forget(2**63)),
+        (TypeError, f"id={2**63}: pass an id", lambda: bank.sayings(2**63)),
+        (TypeError, f"supersedes={2**63}: pass an id", lambda: bank.add("x", supersedes=2**63)),
     ):
         with pytest.raises(error, match=match):
             call()
@@ -263,3 +270,9 @@ def test_a_text_longer_than_a_bank_takes_is_refused_and_the_longest_is_found(ban
         with pytest.raises(ValueError, match=r"has 1,048,577 characters, the maximum is 1,048,576; cut it"):
             method(longest + "!")
     assert len(bank) == 1
+
+
+def test_the_largest_numbers_return_all_records(bank):
+    bank.add("Ada lives in Bern.")
+    for count in (2**63 - 1, np.int64(7)):
+        assert len(bank.recent(count)) == len(bank.search("Bern", k=count)) == 1

@@ -309,6 +309,11 @@ def test_a_damaged_decision_raises_an_error(tmp_path, steps):
 def test_wrong_numbers_are_refused(bank):
     with pytest.raises(ValueError, match="k=0"):
         Consolidation(bank, lambda text, records: [], k=0)
+    with pytest.raises(ValueError, match=f"n={2**63}: must be at most"):
+        build_consolidation(bank)[0].decisions(2**63)
+    with pytest.raises(TypeError, match=f"id={2**63}"):
+        build_consolidation(bank)[0].undo(2**63)  # pyright: ignore[reportArgumentType]
+    Consolidation(bank, lambda text, records: [Change("none")], k=2**63 - 1).add("Vera lives in Lisbon.")
     with pytest.raises(ValueError, match="n=-1"):
         build_consolidation(bank)[0].decisions(-1)
     with pytest.raises(ValueError, match="nothing to remember"):

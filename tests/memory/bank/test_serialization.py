@@ -183,3 +183,13 @@ def test_what_is_no_record_is_refused_by_name_and_nothing_is_written(changes, me
             with pytest.raises(TypeError, match="not list"):
                 copy.restore(json.loads("[[]]"))
             assert len(copy) == 0
+
+
+@pytest.mark.parametrize("field", ["chunk", "place"])
+@pytest.mark.parametrize("number", [2**63, 2**53 + 1, 10**30])
+def test_a_position_beyond_exact_numbers_is_refused(field, number):
+    with MemoryBank(":memory:") as bank:
+        bank.add("Ada lives in Bern.")
+        (row,) = bank.export()
+        with pytest.raises(ValueError, match=f"{field}={number}"):
+            bank.restore([row | {"id": "other", field: number}])

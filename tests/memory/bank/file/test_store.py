@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import sqlite3
+import struct
 from datetime import UTC, datetime
 
 import pytest
@@ -166,3 +167,114 @@ def test_where_no_file_can_be_is_named(tmp_path):
         MemoryBank(None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="path='': name a file"):
         MemoryBank("")
+
+
+@pytest.mark.parametrize("content", [b"x", b"SQLite format 3\0", b"\0" * 511])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_file_shorter_than_a_bank_is_refused_and_left_as_it_is(tmp_path, content, foreign):
+    path = tmp_path / "bank.db"
+    path.write_bytes(content)
+    with pytest.raises(DamagedBankError, match=f"has {len(content)} bytes, fewer than any bank"):
+        MemoryBank(path, foreign=foreign)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"\0" * 4096, b"# A text\n" * 200, b"PK\x03\x04" + b"\0" * 1000])
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path, content):
+    path = tmp_path / "bank.db"
+    path.write_bytes(content)
+    with pytest.raises(DamagedBankError, match=r"bank\.db"):
+        MemoryBank(path)
+    assert path.read_bytes() == content
+
+
+def test_an_empty_file_becomes_a_bank(tmp_path):
+    path = tmp_path / "bank.db"
+    path.touch()
+    with MemoryBank(path) as bank:
+        assert len(bank) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_what_is_no_ordinary_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", "/dev/zero", "/dev/null"):
+        with pytest.raises(DamagedBankError, match="not an ordinary file"):
+            MemoryBank(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_link_to_another_file_changes_nothing(tmp_path, suffix, link):
+    private, path = tmp_path / "private.txt", tmp_path / "folder" / "bank.db"
+    path.parent.mkdir()
+    MemoryBank(path).close()
+    private.write_bytes(path.read_bytes() if not suffix else b"A private text." * 1000)
+    before = private.read_bytes()
+    file = path.with_name(f"bank.db{suffix}")
+    file.unlink(missing_ok=True)
+    link(private, file)
+    with pytest.raises(DamagedBankError, match=r"hard links|symbolic link|not an ordinary file"):
+        MemoryBank(path, foreign=True)
+    assert private.read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_a_link_to_a_bank_of_your_own_opens_it(tmp_path):
+    with MemoryBank(tmp_path / "bank.db") as bank:
+        bank.add("Ada lives in Bern.")
+    (tmp_path / "link.db").symlink_to("bank.db")
+    with MemoryBank(tmp_path / "link.db") as bank, MemoryBank(tmp_path / "bank.db") as other:
+        bank.add("Ada moved to Basel.")
+        assert len(other) == 2
+
+
+@pytest.mark.parametrize("part", [0, 0.5])
+def test_an_untrusted_file_that_is_truncated_while_it_is_open_raises_an_error(tmp_path, part):
+    """A mapped file would end the process with SIGBUS."""
+    path = tmp_path / "bank.db"
+    with MemoryBank(path) as bank:
+        for i in range(200):
+            bank.add(f"note {i} about kites " + "moss " * 60, merge=False)
+    with MemoryBank(path, foreign=True) as bank:
+        with bank.store.reading() as connection:
+            assert connection.execute("PRAGMA mmap_size").fetchone() in (None, (0,))
+        bank.search("kites", k=5)
+        os.truncate(path, int(path.stat().st_size * part) // 4096 * 4096)
+        with pytest.raises(DamagedBankError):
+            list(bank.export())
+
+
+def test_a_long_value_in_an_untrusted_file_is_refused(tmp_path):
+    path = tmp_path / "bank.db"
+    with MemoryBank(path) as bank:
+        id, other = bank.add("A text."), bank.add("Another.")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE records SET text = printf('%.*c', 16777217, 'x') WHERE id = ?", (id,))
+    with MemoryBank(path, foreign=True) as bank:
+        with pytest.raises(DamagedBankError, match="more than 16,777,216 bytes, the limit of an untrusted"):
+            bank.get(id)
+        assert bank.get(other).text == "Another."  # pyright: ignore[reportOptionalMemberAccess]
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE records SET text = printf('%.*c', 1048577, 'x') WHERE id = ?", (id,))
+    message = "has 1,048,577 characters, the maximum is 1,048,576"
+    with MemoryBank(path, foreign=True) as bank, pytest.raises(DamagedBankError, match=message):
+        bank.get(id)
+
+
+def test_pages_that_refer_to_each_other_are_refused_in_an_untrusted_file(tmp_path):
+    path = tmp_path / "bank.db"
+    with MemoryBank(path) as bank:
+        for i in range(200):
+            bank.add(f"note {i} about kites " + "moss " * 60, merge=False)
+    content = bytearray(path.read_bytes())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'records'").fetchone()
+    start = (root - 1) * 4096
+    assert content[start] == 5  # an interior page of a table
+    (first_cell,) = struct.unpack_from(">H", content, start + 12)
+    struct.pack_into(">I", content, start + first_cell, root)  # its first child is the page itself
+    path.write_bytes(content)
+    with pytest.raises(DamagedBankError):
+        MemoryBank(path, foreign=True)

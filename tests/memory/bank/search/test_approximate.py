@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import threading
 import warnings
@@ -455,3 +456,21 @@ def test_a_damaged_index_is_not_made_good_by_forgetting(path):
         assert not file.exists()
         assert hits(bank) == hits(exact)
         assert not index_contains(path, "fact 3")
+
+
+def test_an_untrusted_bank_has_no_approximate_index(path):
+    fill(path)
+    with pytest.raises(ValueError, match="approximate=True with foreign=True: a hostile index file"):
+        MemoryBank(path, RandomEmbeddings(), approximate=True, foreign=True)
+
+
+def test_record_numbers_with_a_large_gap_take_no_time_or_memory(path):
+    fill(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        for table in ("records", "vectors", "marks"):
+            connection.execute(f"UPDATE {table} SET number = {2**53} WHERE number = 130")
+        connection.execute("UPDATE sqlite_sequence SET seq = ?", (2**53,))
+    for approximate in (True, False):
+        with open_bank(path, approximate) as bank, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the index of words is rebuilt
+            assert len(bank.search("fact 129", k=200)) == 130
