@@ -46,7 +46,14 @@ from scrubjay.agents.language.declarations import (
 )
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import TAINTED, clean
+from scrubjay.agents.language.provenance import (
+    USER_NAMES,
+    check_user_names,
+    is_marked,
+    is_untrusted,
+    mark,
+)
+from scrubjay.agents.language.text import clean
 
 _PLANNING = ("auto", "native", "json")
 
@@ -54,7 +61,8 @@ _PLANNING = ("auto", "native", "json")
 class KwaiAgent(Runnable[Any, dict[str, Any]]):
     """Agent that answers questions with tools and a memory (KwaiAgents, Pan et al. 2023, arXiv 2312.04889).
 
-    Input: a question, messages that end with a question, or `{"messages": ..., "knowledge": [documents]}`.
+    Input: a question, messages that end with a question, or a dictionary with `messages`, and optionally
+    with the lists `knowledge` and `trusted_knowledge` of texts or documents.
 
     Output: a dictionary with `answer`, `steps`, `events`, `usage` and the following keys. `knowledge` is the
     list of knowledge texts. `messages` contains the input messages, every call with its result, and the
@@ -71,9 +79,15 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` selects the memory namespace and the
     conversation. The namespace in the config must be literal. The constructor also accepts a template.
-    The model does not read system messages of the input, because the profile instructs the agent. Knowledge
-    is untrusted and taints the run, like tool results. A Document with `metadata={"untrusted": False}` is
-    trusted. Errors of the model and the memory propagate. Errors of a tool are reported to the planner.
+    The model does not read system messages of the input, because the profile instructs the agent.
+
+    `knowledge` is untrusted and taints the run, like tool results, whatever a document's metadata says.
+    `trusted_knowledge` contains texts that the user wrote or checked. In `messages` only the user's messages
+    and the agent's own answers are trusted, as `messages` of a result contains them. Answers without the mark
+    in their `response_metadata`, summaries, and messages with a name that is not in `user_names` are
+    untrusted (`agents/language/provenance.py`).
+
+    Errors of the model and the memory propagate. Errors of a tool are reported to the planner.
     """
 
     def __init__(
@@ -91,6 +105,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         approve: Callable[[Call], bool] | None = None,
         namespace: tuple[str, ...] = (),
         recall_limit: int = 6,
+        user_names: Sequence[str] = USER_NAMES,
         count_tokens: Callable[[str], int] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),
     ) -> None:
@@ -122,6 +137,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
                 such as `("user", "{user_id}")` is filled from the call's config["configurable"] and
                 LangGraph's context.
             recall_limit: Maximum number of memory records in the prompt of each step.
+            user_names: Values of `name` in messages of the user. A human message with another name is
+                untrusted, because frameworks pass texts of tools and other agents in this way.
             count_tokens: Function that returns the number of tokens of a text; None for the functions of
                 `make_token_counter` and `make_prompt_token_counter`.
             clock: Function that returns the current time with a time zone.
@@ -164,7 +181,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             problem := describe_undeclared(self.tools.values(), alternative="approve=FUNCTION")
         ):
             warnings.warn(problem, UndeclaredToolWarning, stacklevel=2)
-        self._namespace = check_template(namespace)
+        self._namespace, self._user_names = check_template(namespace), check_user_names(user_names)
         self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
         self._clock, self.max_steps = clock, max_steps
         self._prompts = load_prompts(self.profile.language)
@@ -236,9 +253,13 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             namespace = check_literal(configurable["namespace"])
         else:
             namespace = fill_template(self._namespace, config)
-        dialogue, builder, planner = filter_dialogue(messages[:-1]), self._loop.builder, self._loop.planner
+        *earlier_messages, question = marked_messages = [
+            mark(one, True) if is_untrusted(one, self._is_trusted_result, self._user_names) else one
+            for one in messages
+        ]
+        dialogue, builder, planner = filter_dialogue(earlier_messages), self._loop.builder, self._loop.planner
         turn = Turn(
-            user_message=cast("HumanMessage", messages[-1]),
+            user_message=cast("HumanMessage", question),
             dialogue=dialogue,
             window=builder.select_window(dialogue),
             knowledge=tuple(
@@ -252,18 +273,16 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             provenance={"thread": configurable["thread_id"]} if "thread_id" in configurable else {},
             streaming=streaming,
             is_tainted=any(map(is_third_party, self.tools.values()))
-            or any(map(self._taints, messages))
+            or any(map(is_marked, marked_messages))
             or not all(document.trusted for document in knowledge),
         )
         # Build the prompt once before anything is stored: it raises an error if the question does not fit.
         planner.prompt(turn) if planner else builder.build_answer_prompt(turn, None)
         return self._loop.run(turn, messages)
 
-    def _taints(self, message: BaseMessage) -> bool:
-        if not isinstance(message, ToolMessage):
-            return bool(message.response_metadata.get(TAINTED))
+    def _is_trusted_result(self, message: ToolMessage) -> bool:
         tool = self.tools.get(message.name or "")
-        return tool is None or not is_trusted(tool)
+        return tool is not None and is_trusted(tool)
 
     def _make_planner(self, model: Any, planning: str, builder: PromptBuilder) -> Planner:
         native = planning != "json"
@@ -281,9 +300,10 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
 
 def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Passage, ...]]:
-    knowledge: Any = ()
+    knowledge: list[Passage] = []
     if isinstance(input, Mapping):
-        knowledge = input.get("knowledge", ())
+        for name in ("knowledge", "trusted_knowledge"):
+            knowledge += _read_passages(name, input.get(name, ()))
         if "messages" not in input:
             raise ValueError(f"the input has the keys {', '.join(map(str, input))}; 'messages' is missing")
         input = input["messages"]
@@ -299,18 +319,20 @@ def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Passage, ...]]:
         raise ValueError("the last message must be the user's question")
     if isinstance(messages[-1].content, str) and not messages[-1].content.strip():
         raise ValueError("the question is empty")
-    if isinstance(knowledge, str):
-        knowledge = (knowledge,)
-    if not isinstance(knowledge, Iterable):
-        raise TypeError(f"knowledge={knowledge!r}: pass a list of texts or Documents")
-    return messages, tuple(_read_passage(document) for document in knowledge)
+    return messages, tuple(knowledge)
 
 
-def _read_passage(document: Any) -> Passage:
-    text = getattr(document, "page_content", document)
-    if not isinstance(text, str):
-        raise TypeError(f"knowledge contains {document!r}; pass texts or Documents")
-    return Passage(clean(text), getattr(document, "metadata", {}).get("untrusted", True) is False)
+def _read_passages(name: str, documents: Any) -> Iterator[Passage]:
+    """Yield the texts of documents. The key `name` decides their trust: loaders copy metadata from files."""
+    if isinstance(documents, str):
+        documents = (documents,)
+    if not isinstance(documents, Iterable):
+        raise TypeError(f"{name}={documents!r}: pass a list of texts or Documents")
+    for document in documents:
+        text = getattr(document, "page_content", document)
+        if not isinstance(text, str):
+            raise TypeError(f"{name} contains {document!r}; pass texts or Documents")
+        yield Passage(clean(text), trusted=name == "trusted_knowledge")
 
 
 async def _yield_once(input: Any) -> AsyncIterator[Any]:

@@ -17,6 +17,7 @@ from scrubjay.agents.kwai.turn import FINISH, NOTHING, MemoryRecord, Passage, St
 from scrubjay.agents.language.declarations import THIRD_PARTY, as_tool, declare_tools, is_third_party
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import LANGUAGES, Prompts
+from scrubjay.agents.language.provenance import is_marked, mark
 from scrubjay.agents.language.text import clean, clean_value, escape_marks, fence
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # tool names of the MCP specification
@@ -291,7 +292,8 @@ def filter_dialogue(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     dialogue: list[BaseMessage] = []
     for message in messages:
         if isinstance(message, HumanMessage):
-            dialogue.append(HumanMessage(message.content))
+            user_message = HumanMessage(message.content)
+            dialogue.append(mark(user_message, True) if is_marked(message) else user_message)
         elif isinstance(message, AIMessage) and not message.tool_calls and message.text.strip():
             dialogue.append(AIMessage(message.text))
     return dialogue

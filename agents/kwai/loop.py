@@ -27,7 +27,8 @@ from scrubjay.agents.kwai.runner import AskModel, Effect, Loop, RunFunction, Str
 from scrubjay.agents.kwai.turn import AgentMemory, Turn
 from scrubjay.agents.language.address import find_addresses, normalize_address
 from scrubjay.agents.language.memories import remove_copies, select_records
-from scrubjay.agents.language.text import TAINTED, describe_content, truncate_for_storage
+from scrubjay.agents.language.provenance import is_marked, is_untrusted_record, mark
+from scrubjay.agents.language.text import describe_content, truncate_for_storage
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
@@ -58,7 +59,8 @@ class AgentLoop:
             trust = "user" if passage.trusted else "tool"
             yield from self._remember(turn, passage.text, "knowledge", trust)
         question = describe_content(turn.user_message, self.builder.prompts)
-        yield from self._remember(turn, question, "conversation", "user", role="user")
+        trust = "tool" if is_marked(turn.user_message) else "user"
+        yield from self._remember(turn, question, "conversation", trust, role="user")
         stop_reason = yield from self._work(turn)
         if not turn.recalled_records and self.planner is None:
             yield from self._recall(turn)
@@ -112,11 +114,12 @@ class AgentLoop:
                 normalize_address(address) in find_addresses(step.result) for step in turn.steps
             )
             yield turn.make_event("click" if is_followed_link else "reading", address)
+        assert decision.message is not None
+        call_message = mark(decision.message, turn.is_tainted)
         step = yield from self.executor.run(decision, turn)
         turn.is_tainted = turn.is_tainted or not step.trusted
         turn.reflection = None if step.sufficient else self.builder.build_reflection(step)
         turn.steps.append(step)
-        assert decision.message is not None
         result = ToolMessage(
             fence_result(step, prompts) if step.has_run else step.result,
             tool_call_id=call.id,
@@ -128,7 +131,7 @@ class AgentLoop:
             ToolMessage(prompts.say("postponed"), tool_call_id=other.id, name=other.safe_name, status="error")
             for other in postponed_calls
         ]
-        messages = [decision.message, result, *postponed_results]
+        messages = [call_message, result, *postponed_results]
         turn.transcript.append(messages)
         action = "observation" if step.status == "success" else "fail"
         yield turn.make_event(action, step.result) | {"messages": messages, "steps": [step]}
@@ -149,11 +152,8 @@ class AgentLoop:
             yield {"answer": answer.text}
         else:
             answer = yield from self._write(turn, None if stop_reason == "finished" else stop_reason)
-        if turn.is_tainted:
-            # The answer may repeat an injected instruction; the mark taints the next question that contains
-            # it.
-            metadata = answer.response_metadata | {TAINTED: True}
-            answer = answer.model_copy(update={"response_metadata": metadata})
+        # The answer may repeat an injected instruction, so its mark taints the next question after it.
+        answer = mark(answer, turn.is_tainted)
         yield turn.make_event("conclusion", answer.text) | {"messages": [answer]}
         if answer.text != self.builder.prompts.say("no_answer"):
             trust = "tool" if turn.is_tainted else "agent"
@@ -211,7 +211,7 @@ class AgentLoop:
                 visible_texts.add(hit.text)
                 new_hits.append(hit)
         turn.recalled_records = select_records(new_hits, self.recall_limit)
-        turn.is_tainted = turn.is_tainted or any(hit.trust == "tool" for hit in turn.recalled_records)
+        turn.is_tainted = turn.is_tainted or any(map(is_untrusted_record, turn.recalled_records))
 
     def _remember(
         self, turn: Turn, text: str, kind: str, trust: str, **provenance: Any

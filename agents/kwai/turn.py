@@ -15,6 +15,7 @@ from scrubjay.agents.kwai.limits import Meter
 from scrubjay.agents.language.address import AllowedAddresses, find_addresses, find_new_addresses
 from scrubjay.agents.language.gate import collect_texts
 from scrubjay.agents.language.memories import find_mark_numbers
+from scrubjay.agents.language.provenance import is_marked
 from scrubjay.agents.language.text import clean
 
 Action = Literal[
@@ -41,7 +42,7 @@ class Passage(NamedTuple):
 
     text: str
     trusted: bool
-    """True if the user declared the document as trusted."""
+    """True if the call passed the document as `trusted_knowledge`."""
 
 
 @dataclass
@@ -49,9 +50,9 @@ class Turn:
     """State of one question, discarded after the answer. Records in the memory stay."""
 
     user_message: HumanMessage
-    """User's message."""
+    """User's message; marked if it is untrusted."""
     dialogue: list[BaseMessage]
-    """Earlier messages of user and agent."""
+    """Earlier messages of user and agent; those that are untrusted are marked."""
     window: list[BaseMessage]
     """Last messages of `dialogue` that are included in prompts."""
     knowledge: tuple[Passage, ...]
@@ -93,7 +94,9 @@ class Turn:
 
     def allowed_addresses(self) -> AllowedAddresses:
         """Return the web addresses that the user or a source wrote, not those that only the model wrote."""
-        trusted_texts = [message.text for message in self.dialogue if isinstance(message, HumanMessage)]
+        user_messages = [message for message in self.dialogue if isinstance(message, HumanMessage)]
+        user_messages.append(self.user_message)
+        trusted_texts = [clean(message.text) for message in user_messages if not is_marked(message)]
         trusted_texts += [passage.text for passage in self.knowledge if passage.trusted]
         trusted_texts += [record.text for record in self.recalled_records if record.trust == "user"]
         untrusted_addresses = [
@@ -105,7 +108,7 @@ class Turn:
             for step in self.steps
             if not step.trusted
         ]
-        return AllowedAddresses([self.question, *trusted_texts], untrusted_addresses)
+        return AllowedAddresses(trusted_texts, untrusted_addresses)
 
     def make_event(self, action: Action, text: str) -> dict[str, Any]:
         """Create the next event; return an update that adds this event to the agent's output."""

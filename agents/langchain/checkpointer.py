@@ -74,7 +74,9 @@ class Checkpointer(BaseCheckpointSaver[str]):
     Files may be untrusted. Only plain data, LangChain's messages and documents, and LangGraph's types are
     written and read. `allow` adds your own types. `serde` replaces the default serializer, including its
     check of types. `foreign=True` also checks the whole file at opening, limits its values to 16 MiB, refuses
-    links, and does not map the file into memory, as in `MemoryBank`.
+    links, and does not map the file into memory, as in `MemoryBank`. All messages of the file, also those of
+    users, are then marked as untrusted text, so that an agent asks for approval. Other values of a state are
+    not marked.
 
     A type that is not allowed raises TypeError when it is written, and ValueError when it is read.
     """
@@ -88,12 +90,14 @@ class Checkpointer(BaseCheckpointSaver[str]):
         foreign: bool = False,
     ) -> None:
         allow = tuple(allow)
+        if serde is not None and foreign:
+            raise ValueError("foreign=True: a custom serializer (serde) sets no marks; pass allow= instead")
         if serde is not None and allow:
             raise ValueError(
                 "allow and serde exclude each other: pass allow= or serde=; a custom serializer "
                 "decides which types it accepts"
             )
-        super().__init__(serde=serde or StrictSerializer(allow))
+        super().__init__(serde=serde or StrictSerializer(allow, foreign))
         self._store = Store(path, foreign)
         self._store.add_tables("checkpoints")
 

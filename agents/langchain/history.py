@@ -6,18 +6,26 @@ import json
 from collections.abc import Sequence
 
 from langchain_core.chat_history import BaseChatMessageHistory
-from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
+from langchain_core.messages import AIMessage, BaseMessage, message_to_dict, messages_from_dict
 from langchain_core.runnables import RunnableConfig
 
 from scrubjay.agents.language.namespaces import check_template, fill_template
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import TAINTED, describe_content, truncate_for_storage
+from scrubjay.agents.language.provenance import (
+    USER_NAMES,
+    check_user_names,
+    is_marked,
+    is_untrusted,
+    mark,
+)
+from scrubjay.agents.language.text import describe_content, truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.record import Draft, join_namespace
 
 _THREAD_CONDITION = "namespace = ? AND thread = ?"
 _PROMPTS = load_prompts("en")
 _ROLES = {"human": "user", "ai": "assistant", "tool": "tool", "function": "tool"}
+_TRUST_OF_ROLE = {"user": "user", "assistant": "agent"}
 
 
 class BankChatMessageHistory(BaseChatMessageHistory):
@@ -25,8 +33,9 @@ class BankChatMessageHistory(BaseChatMessageHistory):
 
     Messages are stored completely, with tool calls, ids, usage and multi-part content. The texts of users,
     models and tools are also records of the bank (kind conversation, provenance `thread` and `role`). A note
-    in such a record replaces an image or file. The records are never merged. Tool messages, and model
-    messages after a tool message, have `trust="tool"`. `add_messages` raises TypeError or ValueError if a
+    in such a record replaces an image or file. The records are never merged. Records of untrusted messages
+    (`agents/language/provenance.py`), and of model messages after them, have `trust="tool"`. If the bank is
+    foreign, all messages are marked as untrusted text. `add_messages` raises TypeError or ValueError if a
     message is not JSON-serializable, and then stores none of its messages.
     """
 
@@ -36,6 +45,8 @@ class BankChatMessageHistory(BaseChatMessageHistory):
         thread: str,
         namespace: Sequence[str] = (),
         config: RunnableConfig | None = None,
+        user_names: Sequence[str] = USER_NAMES,
+        trusted_answers: bool = False,
     ) -> None:
         """Open a thread.
 
@@ -46,11 +57,16 @@ class BankChatMessageHistory(BaseChatMessageHistory):
             config: Config whose "configurable" fills the template immediately. With None, the template is
                 filled at the first read or write, from the config of the running runnable. Use None with
                 RunnableWithMessageHistory, which builds a history before it runs.
+            user_names: Values of `name` in messages of the user. A human message with another name is
+                untrusted.
+            trusted_answers: Answers without the mark of an agent count as written by the agent, because your
+                chain reads no documents, tool results or memories. By default they are untrusted.
         """
         if not isinstance(bank, MemoryBank):
             raise TypeError(f'bank={bank!r}: pass a bank, such as MemoryBank("facts.db")')
         self._bank, self._thread, self._template = bank, str(thread), check_template(namespace)
         self._resolved_namespace = None if config is None else fill_template(self._template, config)
+        self._user_names, self._trusted_answers = check_user_names(user_names), trusted_answers
         self._first_number, self._last_number = 0, 0
         self._cached_messages: list[BaseMessage] = []
         bank.store.add_tables("messages")
@@ -81,13 +97,16 @@ class BankChatMessageHistory(BaseChatMessageHistory):
             ).fetchall()
             if rows:
                 self._last_number = rows[-1][0]
-                self._cached_messages = self._cached_messages + messages_from_dict(
-                    [json.loads(text) for _, text in rows]
-                )
+                messages = messages_from_dict([json.loads(text) for _, text in rows])
+                if self._bank.foreign:
+                    messages = [mark(message, True) for message in messages]
+                self._cached_messages = self._cached_messages + messages
         return list(self._cached_messages)
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Append messages atomically."""
+        if self._trusted_answers:
+            messages = [mark(one, is_marked(one)) if isinstance(one, AIMessage) else one for one in messages]
         encoded_messages = [_encode_message(message) for message in messages]
         drafts = iter(self._bank.embed_drafts(self._build_drafts(messages)))
         with self._bank.store.writing() as connection:
@@ -110,19 +129,39 @@ class BankChatMessageHistory(BaseChatMessageHistory):
             connection.execute(f"DELETE FROM messages WHERE {_THREAD_CONDITION}", self._thread_key)
         self._bank.store.erase_traces()
 
-    def _build_drafts(self, messages: Sequence[BaseMessage]) -> list[Draft]:
+    def _is_tainted(self) -> bool:
+        """Return True if the thread contains untrusted text.
+
+        The newest messages suffice: after such a text, each answer has a record with the trust of a tool.
+        """
+        if self._bank.foreign:
+            return True
         with self._bank.store.reading() as connection:
-            (is_tainted,) = connection.execute(
-                f"SELECT EXISTS (SELECT 1 FROM messages WHERE {_THREAD_CONDITION} "
-                "AND (type LIKE 'tool%' OR type LIKE 'function%'))",
+            rows = connection.execute(
+                "SELECT trust, CASE WHEN trust IS NULL THEN message END FROM messages "
+                "LEFT JOIN records ON records.id = messages.record "
+                "WHERE messages.namespace = ? AND messages.thread = ? ORDER BY messages.number DESC",
                 self._thread_key,
-            ).fetchone()
+            )
+            for trust, text in rows:
+                if trust == "agent":
+                    return False
+                if trust == "tool" or (text and self._is_untrusted(*messages_from_dict([json.loads(text)]))):
+                    return True
+        return False
+
+    def _is_untrusted(self, message: BaseMessage) -> bool:
+        return is_untrusted(message, lambda result: False, self._user_names)
+
+    def _build_drafts(self, messages: Sequence[BaseMessage]) -> list[Draft]:
+        is_tainted = self._is_tainted()
         drafts = []
         for message in messages:
             role = _role(message)
-            is_tainted = is_tainted or role == "tool" or bool(message.response_metadata.get(TAINTED))
-            if _has_text(message):
-                trust = "user" if role == "user" else "tool" if is_tainted else "agent"
+            untrusted = self._is_untrusted(message)
+            is_tainted = is_tainted or untrusted
+            if role and _has_text(message):
+                trust = "tool" if untrusted or (is_tainted and role != "user") else _TRUST_OF_ROLE[role]
                 draft = self._bank.draft(
                     truncate_for_storage(describe_content(message, _PROMPTS), _PROMPTS.say),
                     namespace=self._namespace,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState
 from langchain.agents.middleware.types import ModelRequest, PrivateStateAttr
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, convert_to_messages
 from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
+from langgraph.types import Command
 
 from scrubjay.agents.language.address import AllowedAddresses, find_new_addresses
 from scrubjay.agents.language.declarations import (
@@ -27,9 +29,18 @@ from scrubjay.agents.language.gate import Gate, collect_texts, find_objection
 from scrubjay.agents.language.memories import find_mark_numbers, is_small_talk, remove_copies, select_records
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.packer import pack
-from scrubjay.agents.language.prompts import Prompts, load_prompts
+from scrubjay.agents.language.prompts import load_prompts
+from scrubjay.agents.language.provenance import (
+    USER_NAMES,
+    check_user_names,
+    is_added_by_langchain,
+    is_marked,
+    is_untrusted,
+    is_untrusted_record,
+    mark,
+    mark_in_place,
+)
 from scrubjay.agents.language.text import (
-    TAINTED,
     clean,
     describe_content,
     estimate_tokens,
@@ -71,9 +82,11 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
     Greetings and thanks are not stored, nor is the answer to them if no tool was called. Of an answer, the
     parts that a small model copied from its prompt are not stored: marks, and whole recalled records.
 
-    An answer is stored with `trust="tool"` if the agent has read untrusted text in a record or in a tool's
-    result. The same holds if the model was offered third-party tools, such as tools of MCP servers. A tool is
-    trusted if it is declared by `scrubjay.agents.tool(untrusted=False)`.
+    An answer is stored with `trust="tool"` if the agent has read untrusted text in a record, in a tool's
+    result, or in another message (`agents/language/provenance.py`). Untrusted messages are summaries, human
+    messages with a name that is not in `user_names`, and answers that an agent without this middleware wrote.
+    An answer is also stored with `trust="tool"` if the model was offered third-party tools, such as tools of
+    MCP servers. A tool is trusted if it is declared by `scrubjay.agents.tool(untrusted=False)`.
 
     After untrusted text was read, the middleware refuses risky tool calls. A call is risky if its tool has
     side effects, if its tool is undeclared, or if the call contains a web address that neither the user nor a
@@ -98,6 +111,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         gate: bool = True,
         declare: Mapping[str, str] | None = None,
         roles: Sequence[str] = _ROLES,
+        user_names: Sequence[str] = USER_NAMES,
     ) -> None:
         """Connect a bank to an agent.
 
@@ -118,6 +132,8 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
                 trusted results. A tool may also be declared by `scrubjay.agents.tool(side_effect=False)`.
             roles: Authors whose messages are stored: user, assistant. `("user",)` suits a small model, whose
                 answers contain little information.
+            user_names: Values of `name` in messages of the user. A human message with another name is
+                untrusted, because graphs pass texts of tools and other agents in this way.
 
         Raises ValueError or TypeError if an argument is invalid.
         """
@@ -130,6 +146,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         self._kinds = check_choices("kinds", kinds, KINDS)
         self._trusts = check_choices("trusts", trusts, TRUSTS)
         self._prompts, self._gate = load_prompts(language), gate
+        self._user_names = check_user_names(user_names)
         self._declarations, self._checked_names = check_declarations(declare), frozenset[str]()
         self._roles = check_choices("roles", roles, _ROLES) or _ROLES
         # Check the budget with a record that cannot fit, since heading and note must fit together.
@@ -146,7 +163,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
                 {"id": hit.id, "kind": hit.kind, "trust": hit.trust, "text": hit.text} for hit in new
             ],
             "recalled_untrusted": state.get("recalled_untrusted", False)
-            or any(hit.trust == "tool" for hit in new),
+            or any(map(is_untrusted_record, new)),
         }
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
@@ -170,7 +187,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         """
         if (refusal := self._refusal(request)) is not None:
             return refusal
-        with taint_scope(_is_tainted(request.state)):
+        with taint_scope(self._is_tainted(request.state)):
             return self._mark_result(handler(request), request)
 
     async def awrap_tool_call(
@@ -179,7 +196,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         """Asynchronous version of `wrap_tool_call`."""
         if (refusal := self._refusal(request)) is not None:
             return refusal
-        with taint_scope(_is_tainted(request.state)):
+        with taint_scope(self._is_tainted(request.state)):
             return self._mark_result(await handler(request), request)
 
     def after_agent(self, state: BankState, runtime: Runtime[Any]) -> None:
@@ -196,14 +213,14 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
                 role=role,
                 **provenance,
             )
-            for text, trust, role in _collect_turn(state, self._prompts)
+            for text, trust, role in self._collect_turn(state)
             if text.strip() and role in self._roles
         ]
         self._bank.write(self._bank.embed_drafts(drafts))
 
     def _refusal(self, request: ToolCallRequest) -> ToolMessage | None:
         """Return a refusal in place of a tool's result; None if the tool may run."""
-        if not self._gate or not _is_tainted(request.state):
+        if not self._gate or not self._is_tainted(request.state):
             return None
         tool, tool_call, reason = (
             self._apply_declaration(request.tool),
@@ -212,7 +229,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         )
         if tool is not None:
             reason = find_objection(
-                tool, Gate(tool), tool_call["args"], lambda: _collect_allowed_addresses(request.state)
+                tool, Gate(tool), tool_call["args"], lambda: self._collect_allowed_addresses(request.state)
             )
         if reason is None:
             return None
@@ -266,29 +283,89 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
     def _mark_reply(self, response: Any, request: ModelRequest[Any]) -> Any:
         """Add facts to the metadata of a model's reply.
 
-        The reply is tainted if the model was offered third-party tool descriptions. If the reply contains
-        marks of recalled records, their numbers are stored.
+        The reply is tainted if the agent has read untrusted text, or if the model was offered third-party
+        tool descriptions. If the reply contains marks of recalled records, their numbers are stored.
         """
         tools = map(self._apply_declaration, _own_tools(request))
-        is_tainted = any(tool is not None and is_third_party(tool) for tool in tools)
+        is_tainted = (
+            self._is_tainted(request.state)
+            or any(map(self._is_untrusted, request.messages))
+            or any(tool is not None and is_third_party(tool) for tool in tools)
+        )
         inner = getattr(response, "model_response", response)
         for message in getattr(inner, "result", [inner]):
             if isinstance(message, AIMessage):
-                if is_tainted:
-                    message.response_metadata[TAINTED] = True
+                mark_in_place(message, is_tainted)
                 if "<<<" in message.text:
                     numbers = find_mark_numbers(one.text for one in request.messages)
                     message.response_metadata[_MARK_NUMBERS] = sorted(numbers)
         return response
 
     def _mark_result(self, result: Any, request: ToolCallRequest) -> Any:
-        if not isinstance(result, ToolMessage):
-            return result
+        """Mark the messages of a tool's result, also those in commands and lists, as trusted or untrusted."""
         tool = self._apply_declaration(request.tool)
         trusted = tool is not None and is_trusted(tool)
-        return result.model_copy(
-            update={"additional_kwargs": {**result.additional_kwargs, _TRUSTED: trusted}}
-        )
+        results = [_mark_messages(one, trusted) for one in (result if isinstance(result, list) else [result])]
+        return results if isinstance(result, list) else results[0]
+
+    def _is_untrusted(self, message: BaseMessage) -> bool:
+        return is_untrusted(message, _is_trusted_result, self._user_names)
+
+    def _is_tainted(self, state: Any) -> bool:
+        """Return True if the agent has read untrusted text."""
+        return bool(state.get("recalled_untrusted")) or any(map(self._is_untrusted, state["messages"]))
+
+    def _collect_allowed_addresses(self, state: Any) -> AllowedAddresses:
+        """Return the web addresses that the user or a source wrote.
+
+        An address in a tool's result does not count if the model passed this address to the tool.
+        """
+        messages = state["messages"]
+        user_texts = [
+            clean(message.text)
+            for message in messages
+            if isinstance(message, HumanMessage) and not self._is_untrusted(message)
+        ]
+        user_texts += [
+            record["text"] for record in state.get("recalled_records", []) if record["trust"] == "user"
+        ]
+        arguments_by_call = {
+            call["id"]: "".join(collect_texts(call["args"]))
+            for message in messages
+            if isinstance(message, AIMessage)
+            for call in message.tool_calls
+        }
+        untrusted_addresses = [
+            find_new_addresses(message.text, arguments_by_call.get(message.tool_call_id, ""))
+            for message in messages
+            if isinstance(message, ToolMessage) and not _is_trusted_result(message)
+        ]
+        return AllowedAddresses(user_texts, untrusted_addresses)
+
+    def _collect_turn(self, state: Any) -> list[tuple[str, str, str]]:
+        """Return (text, trust, role) of each user message since the previous answer, and of the new answer.
+
+        Small talk is left out, and so are the parts of the answer that are copies.
+        """
+        messages, index = state["messages"], _find_question(state["messages"])
+        if index is None:
+            return []
+        first = index
+        while first > 0 and _is_question(messages[first - 1]):
+            first -= 1
+        turn = [
+            (text, "tool" if self._is_untrusted(message) else "user", "user")
+            for message in messages[first : index + 1]
+            if not is_small_talk(text := describe_content(message, self._prompts))
+        ]
+        answer = messages[-1]
+        has_content = bool(turn) or any(isinstance(message, ToolMessage) for message in messages[index:])
+        if has_content and isinstance(answer, AIMessage) and not answer.tool_calls:
+            shown_texts = [record["text"] for record in state.get("recalled_records", [])]
+            numbers = answer.response_metadata.get(_MARK_NUMBERS, ())
+            text = remove_copies(clean(answer.text), numbers, shown_texts)
+            turn.append((text, "tool" if self._is_tainted(state) else "agent", "assistant"))
+        return turn
 
     def _resolve_namespace(self, runtime: Runtime[Any]) -> tuple[str, ...]:
         namespace = self._namespace
@@ -322,44 +399,19 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         return "\n".join(packed.items)
 
 
-def _is_user_message(message: BaseMessage) -> bool:
-    """Return True if the user wrote the message.
-
-    A middleware can insert a HumanMessage with a summary. For such a message the function returns False.
-    """
-    return isinstance(message, HumanMessage) and "lc_source" not in message.additional_kwargs
+def _is_question(message: BaseMessage) -> bool:
+    """Return True for a human message that neither LangChain nor a tool added, such as a summary."""
+    return isinstance(message, HumanMessage) and not (is_marked(message) or is_added_by_langchain(message))
 
 
 def _find_question(messages: Sequence[BaseMessage]) -> int | None:
     """Return the index of the user's last message; None if there is none."""
-    return next((i for i in reversed(range(len(messages))) if _is_user_message(messages[i])), None)
+    return next((i for i in reversed(range(len(messages))) if _is_question(messages[i])), None)
 
 
 def _own_tools(request: ModelRequest[Any]) -> list[BaseTool]:
     """Return the tools that this process runs, without those that a model provider runs."""
     return [tool for tool in request.tools if isinstance(tool, BaseTool)]
-
-
-def _collect_turn(state: Any, prompts: Prompts) -> list[tuple[str, str, str]]:
-    """Return (text, trust, role) of each user message since the previous answer, and of the new answer.
-
-    Small talk is left out, and so are the parts of the answer that are copies.
-    """
-    messages, index = state["messages"], _find_question(state["messages"])
-    if index is None:
-        return []
-    first = index
-    while first > 0 and _is_user_message(messages[first - 1]):
-        first -= 1
-    user_texts = [describe_content(message, prompts) for message in messages[first : index + 1]]
-    turn = [(text, "user", "user") for text in user_texts if not is_small_talk(text)]
-    answer = messages[-1]
-    has_content = bool(turn) or any(isinstance(message, ToolMessage) for message in messages[index:])
-    if has_content and isinstance(answer, AIMessage) and not answer.tool_calls:
-        shown_texts = [record["text"] for record in state.get("recalled_records", [])]
-        text = remove_copies(clean(answer.text), answer.response_metadata.get(_MARK_NUMBERS, ()), shown_texts)
-        turn.append((text, "tool" if _is_tainted(state) else "agent", "assistant"))
-    return turn
 
 
 def _prepend(memories: str, message: BaseMessage) -> str | list[Any]:
@@ -369,39 +421,16 @@ def _prepend(memories: str, message: BaseMessage) -> str | list[Any]:
     return [{"type": "text", "text": memories}, *message.content]
 
 
-def _is_tainted(state: Any) -> bool:
-    """Return True if the agent has read untrusted text."""
-    return bool(state.get("recalled_untrusted")) or any(map(_is_untrusted, state["messages"]))
+def _mark_messages(result: Any, trusted: bool) -> Any:
+    """Return a tool's message or command with marks; a remote agent may have forged those of its messages."""
+    if isinstance(result, Command) and isinstance(result.update, dict) and "messages" in result.update:
+        messages = [_mark_messages(one, trusted) for one in convert_to_messages(result.update["messages"])]
+        return replace(result, update={**result.update, "messages": messages})
+    if isinstance(result, ToolMessage):
+        flags = {**result.additional_kwargs, _TRUSTED: trusted}
+        return result.model_copy(update={"additional_kwargs": flags})
+    return mark(result, True) if isinstance(result, BaseMessage) and not trusted else result
 
 
-def _collect_allowed_addresses(state: Any) -> AllowedAddresses:
-    """Return the web addresses that the user or a source wrote.
-
-    An address in a tool's result does not count if the model passed this address to the tool.
-    """
-    messages = state["messages"]
-    user_texts = [clean(message.text) for message in messages if _is_user_message(message)]
-    user_texts += [
-        record["text"] for record in state.get("recalled_records", []) if record["trust"] == "user"
-    ]
-    arguments_by_call = {
-        call["id"]: "".join(collect_texts(call["args"]))
-        for message in messages
-        if isinstance(message, AIMessage)
-        for call in message.tool_calls
-    }
-    untrusted_addresses = [
-        find_new_addresses(message.text, arguments_by_call.get(message.tool_call_id, ""))
-        for message in messages
-        if isinstance(message, ToolMessage) and _is_untrusted(message)
-    ]
-    return AllowedAddresses(user_texts, untrusted_addresses)
-
-
-def _is_untrusted(message: BaseMessage) -> bool:
-    if isinstance(message, ToolMessage):
-        return message.additional_kwargs.get(_TRUSTED) is not True
-    if isinstance(message, AIMessage):
-        return bool(message.response_metadata.get(TAINTED))
-    # A summary may repeat a tool's text.
-    return isinstance(message, HumanMessage) and not _is_user_message(message)
+def _is_trusted_result(message: ToolMessage) -> bool:
+    return message.additional_kwargs.get(_TRUSTED) is True

@@ -7,12 +7,15 @@ module checks all names first and raises an error.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import ormsgpack
 from langchain_core import agents, prompt_values
+from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_METHODS, SAFE_MSGPACK_TYPES
 from langgraph.checkpoint.serde.jsonplus import (
     EXT_CONSTRUCTOR_KW_ARGS,
@@ -26,8 +29,10 @@ from langgraph.checkpoint.serde.jsonplus import (
     JsonPlusSerializer,
 )
 from langgraph.store import base as store
-from langgraph.types import StateUpdate
-from pydantic import SecretBytes, SecretStr
+from langgraph.types import Send, StateUpdate
+from pydantic import BaseModel, SecretBytes, SecretStr
+
+from scrubjay.agents.language.provenance import mark_in_place
 
 _CONSTRUCTORS = {
     EXT_CONSTRUCTOR_SINGLE_ARG,
@@ -72,11 +77,12 @@ class StrictSerializer(JsonPlusSerializer):
     ValueError when it is read.
     """
 
-    def __init__(self, allow: Iterable[type] = ()) -> None:
+    def __init__(self, allow: Iterable[type] = (), foreign: bool = False) -> None:
         """Create a serializer.
 
         Args:
             allow: Additional types to allow: your own dataclasses, pydantic models, enums and named tuples.
+            foreign: Mark each message that is read as untrusted text.
 
         Raises:
             TypeError: if an item of `allow` is not a class, or cannot be imported by its module and name.
@@ -90,6 +96,7 @@ class StrictSerializer(JsonPlusSerializer):
                     f"allow={each.__qualname__}: the class must be defined at the top level of "
                     f"{each.__module__}, where a later process can find it"
                 )
+        self._foreign = foreign
         super().__init__(allowed_msgpack_modules=ALLOWED_TYPES | {_type_key(each) for each in allow})
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
@@ -114,7 +121,11 @@ class StrictSerializer(JsonPlusSerializer):
             )
         if kind == "msgpack":
             self._check(body, ValueError)
-        return super().loads_typed(data)
+        value = super().loads_typed(data)
+        if self._foreign:
+            for message in _find_messages(value):
+                mark_in_place(message, True)
+        return value
 
     def _check(self, body: bytes, error: type[Exception]) -> None:
         """Raise `error` if a value, or a nested value, names a type that is not allowed."""
@@ -144,3 +155,24 @@ class StrictSerializer(JsonPlusSerializer):
                 f"type {rejected_types[0][:200]!r} is not allowed in checkpoints; pass trusted types to "
                 "Checkpointer(path, allow=[...]) (subclasses of datetime cannot be allowed)"
             )
+
+
+def _find_messages(value: Any) -> list[BaseMessage]:
+    """Return the messages in a deserialized value, at any depth of its containers and data objects."""
+    messages: list[BaseMessage] = []
+    pending = [value]
+    while pending:
+        match pending.pop():
+            case BaseMessage() as message:
+                messages.append(message)
+            case Mapping() as mapping:
+                pending += mapping.values()
+            case list() | tuple() | set() | frozenset() | deque() as items:
+                pending += items
+            case Send() as send:
+                pending.append(send.arg)
+            case BaseModel() as model:
+                pending += vars(model).values()
+            case data if dataclasses.is_dataclass(data):
+                pending += [getattr(data, field.name, None) for field in dataclasses.fields(data)]
+    return messages

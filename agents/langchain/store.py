@@ -36,7 +36,7 @@ from langgraph.store.base import (
 )
 
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import truncate_for_storage
+from scrubjay.agents.language.text import is_tainted, truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.record import MAX_COUNT, check_count, check_text, join_namespace, split_namespace
 
@@ -62,7 +62,8 @@ class BankStore(BaseStore):
     `index={"fields": [...]}` lists the searchable parts of a value; the default is all parts. If `memory` is
     a path, `embed` in `index` is the bank's embedding model. If `memory` is an open bank, `embed` raises
     ValueError. Item texts are also records of the bank, in namespace `("store", *namespace)`. Very long texts
-    are truncated in these records.
+    are truncated in these records. A record has `trust="agent"` if a tool of an agent wrote the item before
+    the agent had read untrusted text, and else `trust="tool"`.
 
     Within a batch, all reads run before all writes. Expired items are never returned. The next write or
     `sweep_ttl` deletes expired items. `clock` returns seconds since 1970.
@@ -218,14 +219,14 @@ class BankStore(BaseStore):
                 connection.executemany(f"UPDATE items SET expires = ? + 60 * ttl WHERE {condition}", expiring)
 
     def _write(self, puts: list[PutOp]) -> None:
-        drafts, values = [], []
+        drafts, values, trust = [], [], "tool" if is_tainted() else "agent"
         for index, op in enumerate(puts):
             value = _encode_value(op)
             values.append((op, value, texts := self._texts(op, value)))
             # Each item is its own chunk, since neighbouring items are unrelated.
             drafts += [
                 self._bank.draft(
-                    text, "knowledge", (_ROOT, *op.namespace), trust="agent", merge=False, key=op.key
+                    text, "knowledge", (_ROOT, *op.namespace), trust=trust, merge=False, key=op.key
                 )._replace(section=index)
                 for text in texts
             ]

@@ -21,9 +21,6 @@ from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 if TYPE_CHECKING:  # the help of a command must not wait for the import of langchain
     from langchain_core.messages import BaseMessage
 
-TAINTED = "scrubjay_tainted"
-"""Metadata key of an answer that was written after untrusted text was read."""
-
 _taint_flag: ContextVar[bool] = ContextVar("tainted", default=True)
 _MAX_SOURCE = 200  # characters of a source in a mark
 _NOTE = 100  # characters reserved for the note about the cut

@@ -19,7 +19,7 @@ from scrubjay.agents.embeddings import make_embeddings
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.failures import bad_input, check_at_least
 from scrubjay.experiments.cli.untrusted_text import as_json, printable
-from scrubjay.experiments.commands.options import ContextPolicy, Device, Embeddings, MaxTokens
+from scrubjay.experiments.commands.options import ContextPolicy, Device, Embeddings, Foreign, MaxTokens
 from scrubjay.experiments.files import read_text
 from scrubjay.experiments.lm.models import open_bank, open_chat_model, open_for_recall, read_namespace
 from scrubjay.experiments.lm.tuning import append_records, rejection_reason
@@ -59,6 +59,7 @@ class AgentOptions:
     memory: Path | None = None
     """Memory bank file; created if missing."""
     embeddings: Embeddings = None
+    foreign: Foreign = False
     namespace: str = ""
     """Namespace of the memory, outermost level first, such as user/ada."""
     knowledge: tuple[Path, ...] = ()
@@ -130,12 +131,14 @@ class AgentOptions:
         for path in (self.memory, self.record, self.export, self.look):
             if path is not None and not path.absolute().parent.is_dir():
                 raise ValueError(f"folder {path.parent} for {path.name} does not exist")
+        if self.foreign and self.memory is None:
+            raise ValueError("--foreign requires a memory; add --memory FILE")
         if self.embeddings is not None and self.memory is None:
             raise ValueError(f"--embeddings {self.embeddings} requires a memory; add --memory FILE")
         if self.embeddings is not None:
             make_embeddings(self.embeddings)
         if self.memory is not None and self.memory.exists():
-            open_bank(self.memory, create=False).close()
+            open_bank(self.memory, create=False, foreign=self.foreign).close()
 
 
 def run(argv: Sequence[str]) -> int:
@@ -165,7 +168,9 @@ def run_agent(options: AgentOptions) -> int:
     with contextlib.ExitStack() as closing:
         bank = None
         if options.memory is not None:
-            bank = closing.enter_context(open_for_recall(options.memory, True, options.embeddings))
+            bank = closing.enter_context(
+                open_for_recall(options.memory, True, options.embeddings, options.foreign)
+            )
         agent = KwaiAgent(
             model,
             tools,

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from scrubjay.experiments.cli.failures import FailedError
 from scrubjay.experiments.cli.untrusted_text import as_json, one_line
-from scrubjay.experiments.commands.options import BankFile
+from scrubjay.experiments.commands.options import BankFile, Foreign
 from scrubjay.experiments.lm.models import open_bank, open_chat_model
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Change, Consolidation, Decision
@@ -56,13 +56,14 @@ class DecisionsOptions:
     file: BankFile
     last: int = 10
     """Number of latest decisions to show."""
+    foreign: Foreign = False
     json: bool = False
     """Print one JSON object per decision."""
 
 
 def decisions(options: DecisionsOptions) -> int:
     """Print the latest consolidation decisions."""
-    with open_bank(options.file, create=False) as bank:
+    with open_bank(options.file, create=False, foreign=options.foreign) as bank:
         for decision in _open_decisions(bank).decisions(options.last):
             if options.json:
                 row = asdict(decision) | {"steps": [step._asdict() for step in decision.steps]}
@@ -79,11 +80,12 @@ class UndoOptions:
     file: BankFile
     id: Positional[str]
     """Id of the decision, as printed by `decisions`."""
+    foreign: Foreign = False
 
 
 def undo(options: UndoOptions) -> int:
     """Undo one consolidation decision."""
-    with open_bank(options.file, create=False) as bank:
+    with open_bank(options.file, create=False, foreign=options.foreign) as bank:
         print(_describe_decision(_open_decisions(bank).undo(options.id)))
     return 0
 

@@ -21,7 +21,14 @@ from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import as_json, format_entries, one_line, printable, show_help
 from scrubjay.experiments.commands import benchmarks, consolidation
 from scrubjay.experiments.commands.consolidation import make_decider, print_decision
-from scrubjay.experiments.commands.options import AsJson, BankFile, Embeddings, NewBankFile, SameEmbeddings
+from scrubjay.experiments.commands.options import (
+    AsJson,
+    BankFile,
+    Embeddings,
+    Foreign,
+    NewBankFile,
+    SameEmbeddings,
+)
 from scrubjay.experiments.files import replacement
 from scrubjay.experiments.lm.models import open_bank, open_for_recall, read_namespace
 from scrubjay.memory import MemoryBank
@@ -48,9 +55,9 @@ class AddOptions:
     """Kind of record."""
     namespace: str = ""
     """Namespace of the record, outermost level first, such as user/ada."""
-    trust: Trust = "user"
+    trust: Trust | None = None
     """Author of the text: user, agent or tool. The agent asks for approval before it acts on a text whose
-    author is a tool."""
+    author is a tool. Default: user, or tool for a text from stdin, which may come from someone else."""
     supersedes: str | None = None
     """Id of the record that the new record replaces."""
     importance: float = 0.5
@@ -60,6 +67,7 @@ class AddOptions:
     end a record, or to ignore the text. Choose "smollm2", a folder, a GGUF file, or provider:name. See also
     `decisions` and `undo`."""
     embeddings: Embeddings = None
+    foreign: Foreign = False
 
 
 def add(options: AddOptions) -> int:
@@ -75,10 +83,10 @@ def add(options: AddOptions) -> int:
         "kind": options.kind,
         "namespace": read_namespace(options.namespace) or (),
         "importance": options.importance,
-        "trust": options.trust,
+        "trust": options.trust or ("tool" if options.text == "-" else "user"),
         "source": "scrubjay memory add",
     }
-    with open_for_recall(options.file, True, options.embeddings) as bank:
+    with open_for_recall(options.file, True, options.embeddings, options.foreign) as bank:
         if decide is not None:
             print_decision(Consolidation(bank, decide).add(text, **fields))
         else:
@@ -109,12 +117,13 @@ class SearchOptions:
     """Search only by meaning or only by words; default: both."""
     explain: bool = False
     """Explain each score."""
+    foreign: Foreign = False
     json: AsJson = False
 
 
 def search(options: SearchOptions) -> int:
     """Print the search results; the exit code is 0 even without results."""
-    with open_for_recall(options.file, False, options.embeddings) as bank:
+    with open_for_recall(options.file, False, options.embeddings, options.foreign) as bank:
         hits = bank.search(
             options.query,
             options.k,
@@ -151,12 +160,13 @@ class ShowOptions:
     """Without ids: show only this kind of record."""
     namespace: str | None = None
     """Without ids: show only this namespace and the namespaces below it."""
+    foreign: Foreign = False
     json: AsJson = False
 
 
 def show(options: ShowOptions) -> int:
     """Print records with all fields and with the texts that were merged into them."""
-    with open_bank(options.file, create=False) as bank:
+    with open_bank(options.file, create=False, foreign=options.foreign) as bank:
         records = [_get(bank, id, options.file) for id in options.ids]
         if not options.ids:
             records = bank.recent(options.last, options.kind, read_namespace(options.namespace))
@@ -184,13 +194,14 @@ class ForgetOptions:
     file: BankFile
     ids: Positional[tuple[str, ...]]
     """Record ids."""
+    foreign: Foreign = False
 
 
 def forget(options: ForgetOptions) -> int:
     """Delete all named records, or none if one of them is missing."""
     if not options.ids:
         raise ValueError("forget needs a record id, as printed by search")
-    with open_bank(options.file, create=False) as bank:
+    with open_bank(options.file, create=False, foreign=options.foreign) as bank:
         for id in options.ids:
             _get(bank, id, options.file)
         for id in options.ids:
@@ -206,11 +217,12 @@ class ExportOptions:
     file: BankFile
     out: Path | None = None
     """Output file; default: stdout."""
+    foreign: Foreign = False
 
 
 def export(options: ExportOptions) -> int:
     """Write all records. An existing output file is replaced only after the export is complete."""
-    with open_bank(options.file, create=False) as bank:
+    with open_bank(options.file, create=False, foreign=options.foreign) as bank:
         lines = (f"{as_json(row)}\n" for row in bank.export())
         lines = _report_progress(lines, "exported", len(bank))
         if options.out is None:
@@ -226,8 +238,9 @@ def export(options: ExportOptions) -> int:
 class ImportOptions:
     """Import exported records (.jsonl, or "-" for stdin), or split documents (text, Markdown) into passages.
 
-    Exported records keep their trust level: import them only from a bank that you trust. The same command
-    continues an interrupted import; existing records are not changed.
+    All imported texts count as texts of tools, unless --own or --trust says otherwise: the agent asks for
+    approval before it acts on them. The same command continues an interrupted import; existing records are
+    not changed.
     """
 
     file: NewBankFile
@@ -239,9 +252,12 @@ class ImportOptions:
     """Namespace of the records that are made from documents, outermost level first, such as user/ada.
     Exported records keep their own namespace."""
     trust: Trust = "tool"
-    """Source of documents: `user` for texts that you wrote or checked, `tool` for all other texts. The agent
-    asks for approval before it acts on texts of a tool."""
+    """Source of documents: `user` for texts that you wrote or checked, `tool` for all other texts."""
+    own: bool = False
+    """Exported records are from your own memory bank, and nobody else has changed them since: they keep their
+    trust levels."""
     embeddings: Embeddings = None
+    foreign: Foreign = False
 
 
 def import_(options: ImportOptions) -> int:
@@ -251,15 +267,12 @@ def import_(options: ImportOptions) -> int:
     for source in options.sources:
         if source != Path("-") and not source.is_file():
             raise ValueError(f"file {source} does not exist")
-    with open_for_recall(options.file, True, options.embeddings) as bank:
+    if options.own and not any(map(_is_export, options.sources)):
+        raise ValueError("--own is for exported records (.jsonl, or -); for documents use --trust user")
+    with open_for_recall(options.file, True, options.embeddings, options.foreign) as bank:
         for source in options.sources:
-            is_stdin = source == Path("-")
-            if is_stdin or source.suffix == ".jsonl":
-                with (
-                    contextlib.nullcontext(sys.stdin) if is_stdin else source.open(encoding="utf-8") as lines
-                ):
-                    is_new = bank.restore(_report_progress(_rows(lines, source), "read"))
-                print(one_line(f"{source}: {sum(is_new)} new, {len(is_new) - sum(is_new)} already present"))
+            if _is_export(source):
+                _import_records(bank, source, options.own)
                 continue
             text = json_reader.read_text(source)
             if not any(passages for _, passages in split_document(text)):
@@ -273,6 +286,34 @@ def import_(options: ImportOptions) -> int:
             )
             print(one_line(f"{source}: {len(ids)} passages"))
     return 0
+
+
+def _is_export(source: Path) -> bool:
+    return source == Path("-") or source.suffix == ".jsonl"
+
+
+def _import_records(bank: MemoryBank, source: Path, own: bool) -> None:
+    """Import exported records, and report how many are new, and how many lost their trust level."""
+    trusts: list[str] = []
+
+    def read(lines: Iterable[str]) -> Iterator[Any]:
+        for row in _rows(lines, source):
+            trusts.append(row["trust"])
+            yield row
+
+    reader = contextlib.nullcontext(sys.stdin) if source == Path("-") else source.open(encoding="utf-8")
+    with reader as lines:
+        is_new = bank.restore(_report_progress(read(lines), "read"), foreign=not own)
+    print(one_line(f"{source}: {sum(is_new)} new, {len(is_new) - sum(is_new)} already present"))
+    num_limited = sum(new and trust != "tool" for new, trust in zip(is_new, trusts, strict=True))
+    if num_limited and not own:
+        print(
+            one_line(
+                f"{source}: {num_limited} records of users and agents count as texts of tools, because "
+                "they may be someone else's; import an export of your own into a new bank with --own"
+            ),
+            file=sys.stderr,
+        )
 
 
 def _get(bank: MemoryBank, id: str, file: Path) -> Record:
@@ -358,6 +399,7 @@ class PageOptions:
     k: int = 10
     """Maximum number of hits of --query."""
     embeddings: SameEmbeddings = None
+    foreign: Foreign = False
 
 
 def page(options: PageOptions) -> int:
@@ -369,7 +411,7 @@ def page(options: PageOptions) -> int:
     check_format(out)
     has_query = options.query is not None
     open_memory = open_for_recall if has_query else open_bank  # warns about records that a search cannot find
-    with open_memory(options.file, False, options.embeddings) as bank:
+    with open_memory(options.file, False, options.embeddings, options.foreign) as bank:
         look = Look(trace_bank(bank, options.file.name, options.max_records, options.query, options.k))
     look.save(out)
     print(one_line(f"{out}: {len(look.trace.steps) - has_query:,} records"))

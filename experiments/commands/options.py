@@ -70,6 +70,14 @@ SameEmbeddings = Annotated[
     EmbeddingsName | None,
     arg(help="Embedding model for semantic search; must be the one with which the memory was written."),
 ]
+Foreign = Annotated[
+    bool,
+    arg(
+        help="The memory bank is from someone else. All its records count as texts of tools, whatever the "
+        "file says: the agent asks for approval before it acts on them. Without this option the trust "
+        "levels in the file count."
+    ),
+]
 AsJson = Annotated[bool, arg(help="Print one JSON object per record.")]
 
 

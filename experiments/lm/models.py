@@ -66,8 +66,10 @@ def open_local_model(**settings: Any) -> Any:
         raise ValueError("; ".join(reasons)) from None
 
 
-def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None) -> MemoryBank:
-    """Open the memory bank in a file.
+def open_bank(
+    path: Path, create: bool, embeddings: EmbeddingsName | None = None, foreign: bool = False
+) -> MemoryBank:
+    """Open the memory bank in a file; `foreign` if it comes from someone else.
 
     Raises ValueError if the file is not a memory bank, or if it is missing and `create` is False. Raises
     ModuleNotFoundError if a package that `embeddings` needs is missing.
@@ -81,16 +83,16 @@ def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None
     embedding_model = None if embeddings is None else make_embeddings(embeddings)  # before a file is created
     try:
         # The clock is the local time of the user.
-        return MemoryBank(path, embedding_model, clock=lambda: datetime.now().astimezone())
+        return MemoryBank(path, embedding_model, clock=lambda: datetime.now().astimezone(), foreign=foreign)
     except DamagedBankError as error:
         raise ValueError(f"{path} is not a memory bank: {error}") from None
     except sqlite3.Error as error:
         raise ValueError(f"{path} cannot be opened as a memory bank: {error}") from error
 
 
-def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None) -> MemoryBank:
+def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None, foreign: bool) -> MemoryBank:
     """Open a memory bank as `open_bank` does, and warn on stderr if embeddings are missing or unused."""
-    bank = open_bank(path, create, embeddings)
+    bank = open_bank(path, create, embeddings, foreign)
     with bank.store.reading() as connection:
         has_embeddings, some_missing = read_dimension(connection) is not None, lacks_embeddings(connection)
     if embeddings is None and has_embeddings:
@@ -104,7 +106,7 @@ def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None)
     if embeddings is not None and some_missing:
         print(
             f"{path} has records without embeddings, which are found by words alone; to add the missing "
-            f"embeddings, export the bank and import it into a new bank with --embeddings {embeddings}",
+            f"embeddings, export the bank and import it into a new bank with --own --embeddings {embeddings}",
             file=sys.stderr,
             flush=True,
         )

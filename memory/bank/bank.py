@@ -250,7 +250,7 @@ class MemoryBank:
         passage_length: int = 600,
         importance: float | None = None,
         observed: Time | None = None,
-        trust: str = "user",
+        trust: str = "tool",
         **provenance: Any,
     ) -> list[str]:
         """Store a document as passages and return their ids; the passages of a section form one chunk.
@@ -266,7 +266,7 @@ class MemoryBank:
             passage_length: Maximum characters of a passage.
             importance: Number from 0 to 1; 0.5 by default.
             observed: Time of reading; now by default.
-            trust: Author of the text: "user", "agent" or "tool".
+            trust: Author of the text: "user" for a text that the user wrote or checked, "agent", or "tool".
             provenance: JSON-serializable metadata.
 
         Raises:

@@ -366,7 +366,7 @@ def read_trust(trust: Any, foreign: bool) -> str:
     Raises UnreadableError on an unknown word. No guess is safe, since trust decides what needs approval.
     """
     if trust not in TRUSTS:
-        raise UnreadableError(f"a record has the unknown trust {trust!r:.80}; known: {', '.join(TRUSTS)}")
+        raise UnreadableError(f"unknown trust {trust!r:.80}; a bank knows {', '.join(TRUSTS)}")
     return FOREIGN_TRUST if foreign else trust
 
 

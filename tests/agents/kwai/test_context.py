@@ -33,8 +33,8 @@ def test_it_sees_the_conversation_and_the_knowledge_supplied():
 def test_knowledge_keeps_its_lines_and_their_indentation(line_end):
     code = "def f():\n    a = 1\n\n    return a\n\n\n\t# end\n"
     agent, model = make(["Yes."], [])
-    knowledge = Document(code.replace("\n", line_end), metadata={"untrusted": False})
-    agent.invoke({"messages": "Does it return?", "knowledge": [knowledge]})
+    knowledge = Document(code.replace("\n", line_end))
+    agent.invoke({"messages": "Does it return?", "trusted_knowledge": [knowledge]})
     prompt = model.prompts[0][-1].text
     for line in filter(str.strip, code.splitlines()):
         assert f"\n{line}\n" in prompt

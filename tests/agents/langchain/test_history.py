@@ -23,7 +23,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from scrubjay.agents.langchain import BankChatMessageHistory
-from scrubjay.agents.language.text import TAINTED
+from scrubjay.agents.language.provenance import TAINTED
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
@@ -111,7 +111,7 @@ def test_it_does_what_the_one_in_memory_does(steps):
 
 
 def test_words_are_recalled_with_who_said_them(bank):
-    history = BankChatMessageHistory(bank, "t", ("ada",))
+    history = BankChatMessageHistory(bank, "t", ("ada",), trusted_answers=True)
     history.add_user_message("I gather acorns.")
     history.add_ai_message("Noted: acorns.")
     history.add_messages(MESSAGES_OF_ALL_TYPES[2:4])
@@ -180,7 +180,7 @@ def test_another_process_and_threads_write_the_same_thread(bank, tmp_path):
         assert texts == [f"{name} {n}" for n in range(count)]
 
 
-def test_a_clearing_elsewhere_is_seen(bank, tmp_path):
+def test_a_clearing_elsewhere_is_leaf_messages(bank, tmp_path):
     history = BankChatMessageHistory(bank, "t")
     history.add_user_message("before")
     assert len(history.messages) == 1
@@ -230,10 +230,64 @@ def test_of_a_message_too_long_for_the_bank_the_bank_has_the_head_and_the_histor
     assert bank.recent(1)[0].text.endswith("characters cut]")
 
 
-@pytest.mark.parametrize("is_tainted", [True, False])
-def test_an_answer_that_an_agent_wrote_after_text_from_outside_is_kept_as_a_tool_s(is_tainted):
+@pytest.mark.parametrize(
+    ("mark", "trusted_answers", "trust"),
+    [
+        (True, False, "tool"),
+        (True, True, "tool"),
+        (False, False, "agent"),
+        (None, True, "agent"),
+        (None, False, "tool"),  # the chain may have read a document
+    ],
+)
+def test_an_answer_is_the_agent_s_only_if_the_agent_or_the_caller_says_that_it_read_nothing_from_outside(
+    mark, trusted_answers, trust
+):
     with MemoryBank(":memory:") as bank:
-        answer = AIMessage("Ada lives in Rome.", response_metadata={TAINTED: True} if is_tainted else {})
-        BankChatMessageHistory(bank, "t").add_messages([HumanMessage("Where is Ada?"), answer])
+        answer = AIMessage("Ada lives in Rome.", response_metadata={} if mark is None else {TAINTED: mark})
+        history = BankChatMessageHistory(bank, "t", trusted_answers=trusted_answers)
+        history.add_messages([HumanMessage("Where is Ada?"), answer])
         (record_of_answer,) = (record for record in bank.recent(9) if record.text == answer.text)
-    assert record_of_answer.trust == ("tool" if is_tainted else "agent")
+        assert record_of_answer.trust == trust
+        history.add_messages([HumanMessage("Sure?"), AIMessage("Yes.", response_metadata={TAINTED: False})])
+        assert bank.recent(1)[0].trust == trust  # after untrusted text no answer is the agent's
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        HumanMessage("Here is a summary.", additional_kwargs={"lc_source": "summarization"}),
+        HumanMessage("The page says so.", name="researcher"),
+        ChatMessage(content="The page says so.", role="tool"),
+    ],
+)
+def test_an_untrusted_message_taints_the_thread(message):
+    with MemoryBank(":memory:") as bank:
+        history = BankChatMessageHistory(bank, "t", trusted_answers=True)
+        history.add_messages([message])
+        assert {record.trust for record in bank.recent(9)} <= {"tool"}
+        history.add_messages([HumanMessage("And?"), AIMessage("So it is.")])
+        assert {record.text: record.trust for record in bank.recent(2)} == {
+            "And?": "user",
+            "So it is.": "tool",
+        }
+
+
+def test_names_of_users_are_the_caller_s_word():
+    with MemoryBank(":memory:") as bank:
+        history = BankChatMessageHistory(bank, "t", user_names=["Ada"])
+        history.add_messages([HumanMessage("I live in Rome.", name="Ada")])
+        assert bank.recent(1)[0].trust == "user"
+        with pytest.raises(TypeError, match="user_names='Ada'"):
+            BankChatMessageHistory(bank, "t", user_names="Ada")
+
+
+def test_every_message_of_a_foreign_bank_is_marked(tmp_path):
+    messages = [HumanMessage("I am Ada."), AIMessage("Hello.", response_metadata={TAINTED: False})]
+    with MemoryBank(tmp_path / "bank.db") as bank:
+        BankChatMessageHistory(bank, "t").add_messages(messages)
+        assert BankChatMessageHistory(bank, "t").messages == messages
+    with MemoryBank(tmp_path / "bank.db", foreign=True) as bank:
+        history = BankChatMessageHistory(bank, "t")
+        history.add_messages(messages)
+        assert [message.response_metadata for message in history.messages] == [{TAINTED: True}] * 4

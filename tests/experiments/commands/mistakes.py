@@ -295,7 +295,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form(
             "memory search {bank} engines",
             numbers="--k",
-            names="--kinds --namespace --trusts --at --by --explain --json --embeddings",
+            names="--kinds --namespace --trusts --at --by --explain --json --embeddings --foreign",
         ),
         Form("memory show {bank}", numbers="--last", names="--kind --namespace --json"),
         Form("memory forget {bank} {word}"),
@@ -303,7 +303,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("memory undo {bank} {word}"),
         Form("memory export {bank}", paths="--out"),
         Form("memory page {bank}", paths="--out", numbers="--max-records --k", names="--query --embeddings"),
-        Form("memory import new.db {records}", names="--kind --namespace --trust --embeddings"),
+        Form("memory import new.db {records}", names="--kind --namespace --trust --embeddings --own"),
         Form("memory import {bank} {records} {text} -", stdin=b'{"id": 1}\n[1]\n'),
         Form(
             "memory bench {facts} --out folder",

@@ -77,11 +77,13 @@ def test_an_export_read_back_is_the_same_file(here, tmp_path, monkeypatch):
     here("memory", "add", "m.db", "They cache acorns, jays do", "--trust", "user")
     assert here("memory", "export", "m.db", "--out", "all.jsonl")[0] == 0
     exported_text = (tmp_path / "all.jsonl").read_text()
-    assert here("memory", "import", "n.db", "all.jsonl")[1] == "all.jsonl: 3 new, 0 already present\n"
-    assert here("memory", "import", "n.db", "all.jsonl")[1] == "all.jsonl: 0 new, 3 already present\n"
+    read_back = ["memory", "import", "n.db", "all.jsonl", "--own"]
+    assert here(*read_back)[1:] == ("all.jsonl: 3 new, 0 already present\n", "")
+    assert here(*read_back)[1:] == ("all.jsonl: 0 new, 3 already present\n", "")
     assert here("memory", "export", "n.db")[1] == exported_text
     monkeypatch.setattr("sys.stdin", io.StringIO(exported_text))
     assert here("memory", "import", "o.db", "-")[1] == "-: 3 new, 0 already present\n"
+    assert here("memory", "export", "o.db")[1] == exported_text.replace('"user"', '"tool"')
     with MemoryBank("m.db") as bank:
         records = bank.recent(9)
     # A document is untrusted by default.
@@ -122,6 +124,49 @@ def test_embeddings_find_what_shares_no_word_and_are_not_left_out_unsaid(here, t
 
 
 @needs_e5
+def test_an_import_is_someone_elses_unless_the_user_says_otherwise(here):
+    here("memory", "add", "m.db", "I live in Lisbon")
+    here("memory", "add", "m.db", "A page says so", "--trust", "tool")
+    here("memory", "export", "m.db", "--out", "all.jsonl")
+    code, output, notice = here("memory", "import", "n.db", "all.jsonl")
+    assert (code, output) == (0, "all.jsonl: 2 new, 0 already present\n")
+    assert notice.startswith("all.jsonl: 1 records of users and agents count as texts of tools")
+    assert "into a new bank with --own" in notice
+    code, _, message = here("memory", "import", "n.db", "notes.md", "--own")
+    assert (code, "file notes.md does not exist" in message) == (2, True)
+    Path("notes.md").write_text("# Notes\n\nI live in Lisbon.\n")
+    code, _, message = here("memory", "import", "n.db", "notes.md", "--own")
+    assert (code, "--own is for exported records" in message) == (2, True)
+    with MemoryBank("n.db") as bank:
+        assert {record.trust for record in bank.recent(9)} == {"tool"}
+
+
+def test_a_text_from_stdin_is_a_tools_unless_the_user_says_otherwise(here, monkeypatch):
+    for options, trust in (([], "tool"), (["--trust", "user"], "user")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"A page of a {trust}."))
+        id = here("memory", "add", "m.db", "-", *options)[1].strip()
+        with MemoryBank("m.db") as bank:
+            record = bank.get(id)
+        assert record is not None
+        assert record.trust == trust
+
+
+def test_every_action_opens_a_foreign_bank_as_one(here):
+    with MemoryBank("m.db") as bank:
+        id = bank.add("I live in Lisbon", trust="user")
+    for words in (["search", "m.db", "Lisbon", "--json"], ["show", "m.db", "--json"], ["export", "m.db"]):
+        assert json.loads(here("memory", *words)[1])["trust"] == "user"
+        assert json.loads(here("memory", *words, "--foreign")[1])["trust"] == "tool"
+    assert (
+        here("memory", "search", "m.db", "Lisbon", "--trusts", "user", "--foreign")[2] == "no records found\n"
+    )
+    assert here("memory", "decisions", "m.db", "--foreign")[0] == 0
+    assert here("memory", "page", "m.db", "--out", "page.json", "--foreign")[0] == 0
+    assert "source: tool" in Path("page.json").read_text()
+    assert here("memory", "add", "m.db", "More", "--foreign")[0] == 0
+    assert here("memory", "forget", "m.db", id, "--foreign")[1] == "deleted: 1\n"
+
+
 def test_a_memory_begun_without_embeddings_says_so(here):
     here("memory", "add", "m.db", "Der Arzt verschrieb ihr Tabletten.")
     message = here("memory", "add", "m.db", "昨天伯尔尼下雨了。", "--embeddings", "e5")[2]

@@ -238,10 +238,12 @@ def test_knowledge_that_its_owner_vouches_for_is_as_the_user_s_words(is_trusted)
         return "sent"
 
     send_mail.metadata = {"side_effect": True}
-    document = Document("Forty sacks.", metadata={"untrusted": False} if is_trusted else {})
     model = ScriptedModel(replies=[call("send_mail", text="forty"), "ok", "Sent."])
     with MemoryBank(":memory:") as bank:
-        KwaiAgent(model, [send_mail], memory=bank).invoke({"messages": "Mail it.", "knowledge": [document]})
+        # The metadata may come from the file, so it must not decide.
+        document = Document("Forty sacks.", metadata={"untrusted": is_trusted})
+        key = "trusted_knowledge" if is_trusted else "knowledge"
+        KwaiAgent(model, [send_mail], memory=bank).invoke({"messages": "Mail it.", key: [document]})
         (record,) = bank.recent(9, kind="knowledge")
     assert sent_texts == ["forty"] * is_trusted
     assert record.trust == ("user" if is_trusted else "tool")
