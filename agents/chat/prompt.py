@@ -132,8 +132,8 @@ class _TemplateError(Exception):
 def _apply_template(tokenizer: Any, template: str, turns: list[dict[str, Any]], **keywords: Any) -> str:
     try:
         prompt = render_chat(tokenizer, template, turns, add_generation_prompt=True, **keywords)
-    except TemplateLimitError:
-        raise
+    except TemplateLimitError as error:
+        raise ValueError(str(error)) from None
     except Exception as error:  # noqa: BLE001  a template may fail in any way
         raise _TemplateError(" ".join(str(error).split())[:_MAX_REASON] or type(error).__name__) from None
     for message in turns:

