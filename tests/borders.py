@@ -149,11 +149,7 @@ MODELS = (
         "transformers.AutoTokenizer.from_pretrained transformers.AutoConfig.from_pretrained "
         "transformers.AutoModelForCausalLM.from_pretrained",
         "local files, no code of the folder",
-<<<<<<< HEAD
         "memory/context/",
-=======
-        "memory/context/models.py memory/context/foreign/child.py",
->>>>>>> 4f1acab6 (A model's config must fit its weights, and its tokenizer is tried once in a process with limits, since a folder of 82 KB could take all memory or never end)
         {"local_files_only": "True", "trust_remote_code": "False"},
     ),
     Border(
@@ -182,11 +178,7 @@ MODELS = (
         "safetensors.safe_open safetensors.torch.load_file safetensors.torch.load",
         "shapes are compared with the config before the tensors are read",
         "agents/embeddings/minilm.py agents/rl/pretrained.py experiments/runs/checkpoint.py "
-<<<<<<< HEAD
         "memory/context/ memory/contract/laws.py memory/sequence.py",
-=======
-        "memory/context/cache.py memory/context/foreign/weights.py memory/contract/laws.py memory/sequence.py",
->>>>>>> 4f1acab6 (A model's config must fit its weights, and its tokenizer is tried once in a process with limits, since a folder of 82 KB could take all memory or never end)
     ),
     Border("*.from_pretrained", "policies of this project", "agents/conformance.py experiments/export.py"),
 )

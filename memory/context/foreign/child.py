@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 MAX_SECONDS = 2.0
@@ -42,8 +43,6 @@ def main() -> None:
     sys.dont_write_bytecode = True
     request = json.load(sys.stdin)
     _limit(request)
-    if request["gguf_file"] is None:
-        sys.modules["torch"] = None  # type: ignore[assignment]
     verdict: dict[str, str | None] = {"limit": None, "error": None}
     try:
         from transformers import AutoTokenizer
@@ -75,21 +74,17 @@ def _limit(request: dict[str, Any]) -> None:
     except ImportError:
         return
     limits = {
-        "RLIMIT_CORE": 0,
-        "RLIMIT_FSIZE": 0,
-        "RLIMIT_CPU": request["cpu_seconds"],
-        "RLIMIT_DATA": request["data_bytes"],
-        "RLIMIT_AS": request["data_bytes"] + request["mapped_bytes"],
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CPU: request["cpu_seconds"],
+        resource.RLIMIT_DATA: request["data_bytes"],
+        resource.RLIMIT_AS: request["data_bytes"] + request["mapped_bytes"],
     }
-    for name, value in limits.items():
-        kind = getattr(resource, name, None)
-        if kind is not None:
-            _, hard = resource.getrlimit(kind)
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            try:
-                resource.setrlimit(kind, (value, value))
-            except (ValueError, OSError):  # macOS refuses some limits of memory
-                continue
+    for kind, value in limits.items():
+        _, hard = resource.getrlimit(kind)
+        most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        with suppress(ValueError, OSError):  # macOS refuses some limits of memory
+            resource.setrlimit(kind, (most, most))
 
 
 def _refuse_effects(event: str, args: tuple[Any, ...]) -> None:

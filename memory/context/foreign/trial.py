@@ -105,16 +105,17 @@ def _is_part_of_tokenizer(file: Path) -> bool:
     )
 
 
-def _run(folder: Path, gguf_file: str | None, size: int, mapped: int) -> dict[str, Any]:
+def _run(folder: Path, gguf_file: str | None, size: int, file_bytes: int) -> dict[str, Any]:
     """Run the trial and return its verdict."""
     request = {
         "folder": str(folder.resolve()),
         "gguf_file": gguf_file,
         "cpu_seconds": CPU_SECONDS + (GGUF_SECONDS if gguf_file else 0),
         "data_bytes": DATA_BYTES + BYTES_PER_BYTE * size + (_GGUF_DATA if gguf_file else 0),
-        "mapped_bytes": 2**30 + mapped + (4 * 2**30 if gguf_file else 0),
+        "mapped_bytes": 2**30 + file_bytes + (4 * 2**30 if gguf_file else 0),
     }
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.child import main; main()"
+    torch = "" if gguf_file else "sys.modules['torch'] = None; "
+    code = f"import sys; {torch}sys.path[:] = {sys.path!r}; from {__package__}.child import main; main()"
     environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     environment |= {
         "HF_HUB_OFFLINE": "1",

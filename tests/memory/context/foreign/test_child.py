@@ -15,9 +15,8 @@ pytestmark = pytest.mark.requires("transformers")
 
 
 def run(request: dict, before: str = "pass") -> dict:
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from scrubjay.memory.context.foreign import child; {before}"
-    )
+    start = f"import sys; sys.path[:] = {sys.path!r}; sys.modules['torch'] = None"
+    code = f"{start}; from scrubjay.memory.context.foreign import child; {before}"
     result = subprocess.run(
         [sys.executable, "-P", "-c", f"{code}; child.main()"],
         input=json.dumps(request),
