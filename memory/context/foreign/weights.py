@@ -37,7 +37,7 @@ _SMALL = 2**26  # bytes below which a file may have holes
 _MIN_DENSITY = 1 / 8  # of a file's size, on the disk; file systems that compress store weights at about 3/4
 _COUNTS = re.compile(r"(^|_)(num|n)_|layer|block|expert|head|label|group|stage|depth|codebook")
 _SIZES = re.compile(
-    r"(_size|_dim|_ids?|_len|_length|_window|_theta|_positions|_embeddings|_ctx|_embd|_tokens|_seed)$"
+    r"(_size|_dim|_ids?|_len|_length|_window|_theta|_positions|_embeddings|_ctx|_embd|_tokens|_seed)$|vocab"
 )
 
 
