@@ -9,12 +9,13 @@ export OMP_NUM_THREADS ?= 1
 TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories pages ray recurrences resets segments \
 	teams throughput titans
 
-.PHONY: always help demo test test-slow test-ci test-all test-rough lint format type bench bench-gpu docs docs-check clean
+.PHONY: always help demo test test-slow test-ci test-all test-rough fuzz lint format type bench bench-gpu docs docs-check clean
 
 help:
 	@echo "make demo        train the demo and draw its curve (a minute or two after the installation)"
 	@echo "make test        run the default test suite; test-slow runs the long tests of CI, test-ci both, test-all all"
 	@echo "make test-rough  run the default suite on a busy machine in another locale, terminal and time zone"
+	@echo "make fuzz        read hostile files with every command and loader for ten minutes; ARGS=--help lists the options"
 	@echo "make lint type   style, import layers, types"
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
 	@echo "make bench-gpu   check the Triton kernels on this GPU, time them and rewrite experiments/bench/gpu.md"
@@ -55,6 +56,10 @@ test-all: $(VENV)/.installed-dev
 # Once with the extras and once without them; ARGS selects tests.
 test-rough: $(VENV)/.installed-dev
 	$(BIN)/python tests/rough.py $(ARGS)
+
+# Ctrl-C stops, the same command continues; ARGS="--minutes 120 --seed 7" runs longer, with other files.
+fuzz: $(VENV)/.installed-dev
+	PYTHONPATH=src $(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(CODE)

@@ -20,7 +20,7 @@ from typing import Any, Self, cast
 import torch
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import (
@@ -41,6 +41,10 @@ from scrubjay.memory.sketch import sketch_for
 _TOLERANCE = 0.01
 _NEIGHBOURS = "convolution"
 _BLOCK = "block_"
+
+
+_MAX_CONFIG_BYTES = 2**25
+"""Maximum bytes of config.json, so that a huge file does not take all memory."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,21 @@ class SequenceModel(
         )
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:  # type: ignore[override]
+        """Load a model from a folder that `save_pretrained` wrote, or from the Hugging Face Hub.
+
+        Raises ValueError if the files do not describe a model. Raises OSError if a file is missing.
+        """
+        file = Path(pretrained_model_name_or_path) / "config.json"
+        if file.exists() and (not file.is_file() or file.stat().st_size > _MAX_CONFIG_BYTES):
+            raise ValueError(f"{file} is not a regular file of at most {_MAX_CONFIG_BYTES:,} bytes")
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except (AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            name = pretrained_model_name_or_path
+            raise ValueError(f"config.json of {name} is no JSON object ({type(error).__name__})") from error
+
+    @classmethod
     def _from_pretrained(
         cls, *, model_id: str, config: dict[str, Any] | SequenceConfig | None = None, **options: Any
     ) -> Self:
@@ -279,7 +298,13 @@ class SequenceModel(
         options.setdefault("strict", True)
         # An untrusted config may exceed the memory, so the weights must have the size of its model.
         sketch_for(config.build, _sizes(model_id, options))
-        return super()._from_pretrained(model_id=model_id, config=config, **options)
+        try:
+            return super()._from_pretrained(model_id=model_id, config=config, **options)
+        except RuntimeError as error:  # names or shapes differ
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"the weights in {model_id} do not match its config.json: {reason:.300}"
+            ) from error
 
 
 def _sizes(model_id: str, options: dict[str, Any]) -> list[int]:
@@ -292,8 +317,13 @@ def _sizes(model_id: str, options: dict[str, Any]) -> list[int]:
     download_options = {key: value for key, value in options.items() if key in parameters}
     folder = Path(model_id)
     file = folder / name if folder.is_dir() else hf_hub_download(model_id, name, **download_options)
-    with safe_open(file, "pt") as tensors:
-        return [math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()]  # noqa: SIM118
+    if Path(file).exists() and not Path(file).is_file():  # a pipe would block
+        raise ValueError(f"{file} is not a regular file")
+    try:
+        with safe_open(file, "pt") as tensors:
+            return [math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file}: {error}; write the model again with save_pretrained") from error
 
 
 def match_parameters(config: SequenceConfig, budget: int) -> SequenceConfig:

@@ -180,7 +180,11 @@ MODELS = (
         "agents/embeddings/minilm.py agents/rl/pretrained.py experiments/runs/checkpoint.py "
         "memory/context/ memory/contract/laws.py memory/sequence.py",
     ),
-    Border("*.from_pretrained", "policies of this project", "agents/conformance.py experiments/export.py"),
+    Border(
+        "*.from_pretrained",
+        "policies and sequence models of this project, which check sizes and shapes first",
+        "agents/conformance.py experiments/export.py memory/sequence.py",
+    ),
 )
 """Readers of models."""
 

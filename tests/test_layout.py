@@ -83,7 +83,7 @@ def test_every_test_folder_has_its_package():
     for module in modules():
         if module.parts[0] == "tests" and len(module.parts) > 2:
             package = Path(*module.parts[1:-1])
-            assert (ROOT / package).is_dir() or package.parts[-1] in ("interpreted", "suites"), module
+            assert (ROOT / package).is_dir() or package.parts[-1] in ("fuzz", "interpreted", "suites"), module
 
 
 def public_functions() -> Iterator[tuple[Path, str, ast.FunctionDef, str]]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from scrubjay.agents.chat.language_model import LoadedModel
 
 _TEXT = "conversation.json"
+_MAX_TEXT_BYTES = 2**28
+"""Maximum bytes of the text file, above that of a conversation of ten million tokens. A file of another size
+is not from `Conversation.save`, and reading it could take all memory."""
 
 
 @dataclass
@@ -94,8 +97,17 @@ class Conversation:
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
+    file = folder / _TEXT
     try:
-        metadata = json.loads((folder / _TEXT).read_text(encoding="utf-8"))
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{_TEXT} is not a regular file")
+        if (size := file.stat().st_size) > _MAX_TEXT_BYTES:
+            raise ValueError(f"{_TEXT} has {size:,} bytes: the limit is {_MAX_TEXT_BYTES:,}")
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{folder} holds no saved conversation: byte {error.start} of {_TEXT} is not valid UTF-8"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder} holds no saved conversation: {error}") from error
     if not isinstance(metadata, dict):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from scrubjay.experiments.cli import arguments
 from scrubjay.experiments.cli.arguments import did_you_mean
@@ -84,8 +85,8 @@ class Chat:
         with console.status("loading the model"):
             _ = self._chat.loaded_model
         console.print(
-            f"[bold]{self.options.model}[/bold], {self._describe_policy()}; /help for commands, "
-            "Ctrl-C stops an answer"
+            f"[bold]{escape(one_line(self.options.model))}[/bold], {self._describe_policy()}; "
+            "/help for commands, Ctrl-C stops an answer"
         )
         while (line := self._read()) is not None:
             words = line.split()

@@ -283,7 +283,8 @@ def demo(argv: Sequence[str]) -> int:
         ]
     runs = [prepare(config, path) for path, config in configs.items()]
     totals = " and ".join(dict.fromkeys(f"{run.config.total_steps:,}" for run in runs))
-    print(f"{base.recipe}: {totals} steps each for {' and '.join(names)}, in {options.out}", flush=True)
+    plan = f"{base.recipe}: {totals} steps each for {' and '.join(names)}, in {options.out}"
+    print(one_line(plan), flush=True)
     try:
         run_in_processes(runs, options.jobs)
     except GracefulInterrupt as stop:

@@ -6,15 +6,18 @@ import codecs
 import contextlib
 import io
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import logging
 
 from scrubjay.experiments.cli.failures import report
 
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _ESCAPING = "scrubjay.escape"
 _NAMES = ("stdin", "stdout", "stderr")
 
@@ -91,10 +94,11 @@ def _run_command(argv: list[str], on_help: Callable[[], None] = lambda: None) ->
     from scrubjay.experiments.commands import COMMANDS, load_command
     from scrubjay.experiments.files import release_folders
 
-    logging.basicConfig(handlers=[_log_handler()], level=logging.WARNING)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     run_command = load_command(choose("command", argv[0], list(COMMANDS)))
     try:
-        return run_command(argv[1:])
+        with _sanitize_warnings():
+            return run_command(argv[1:])
     except HelpShown:
         on_help()
         return 0
@@ -106,19 +110,30 @@ def _run_command(argv: list[str], on_help: Callable[[], None] = lambda: None) ->
         release_folders()
 
 
-def _log_handler() -> logging.Handler:
-    """Return a handler that writes warnings to stderr, with untrusted text sanitized."""
+@contextlib.contextmanager
+def _sanitize_warnings() -> Iterator[None]:
+    """Sanitize the warnings and log records of all libraries in the `with` block.
+
+    They may quote files of strangers. Colors are removed, since transformers prints some without a terminal.
+    """
     import logging
 
     from scrubjay.experiments.cli.untrusted_text import printable
 
-    class Printable(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return printable(super().format(record))
+    make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(Printable("%(levelname)s: %(message)s"))
-    return handler
+    def make_printable_record(*words: Any, **options: Any) -> logging.LogRecord:
+        record = make_record(*words, **options)
+        record.msg, record.args = printable(_COLORS.sub("", record.getMessage())), ()
+        return record
+
+    logging.setLogRecordFactory(make_printable_record)
+    warnings.formatwarning = lambda *words, **options: printable(format_warning(*words, **options))
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make_record)
+        warnings.formatwarning = format_warning
 
 
 def _open_streams() -> None:

@@ -183,7 +183,8 @@ def show(options: ShowOptions) -> int:
             for wording in wordings[1:]:
                 print(_indent(f"also said: {wording}"))
         if not options.ids:
-            print(f"{len(bank)} records in {options.file}, including superseded ones", file=sys.stderr)
+            count = f"{len(bank)} records in {options.file}, including superseded ones"
+            print(one_line(count), file=sys.stderr)
     return 0
 
 
@@ -230,7 +231,7 @@ def export(options: ExportOptions) -> int:
             return 0
         with replacement(options.out) as new, new.open("w", encoding="utf-8") as file:
             file.writelines(lines)
-        print(f"{options.out}: {len(bank)} records", file=sys.stderr)
+        print(one_line(f"{options.out}: {len(bank)} records"), file=sys.stderr)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Self
@@ -417,13 +418,15 @@ class PolicyCache(Cache):
         Raises ValueError if the file is damaged, or if the cache was saved with another policy or from a
         model with other sizes or another precision.
         """
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
+            raise ValueError(f"{path} is not a regular file")
         cache = cls(policy, model)
         expected = {
             "policy": name_of(cache.policy),
             "fields": dataclasses.asdict(cache.policy),  # pyright: ignore[reportArgumentType]
             "layers": len(cache.layers),
         }
-        states: list[dict[str, Tensor]] = [{} for _ in cache.layers]
+        states: dict[str, dict[str, Tensor]] = {str(index): {} for index in range(len(cache.layers))}
         try:
             with safe_open(path, framework="pt", device=str(model.device)) as file:
                 metadata = json.loads((file.metadata() or {}).get("scrubjay", "{}"))
@@ -435,12 +438,12 @@ class PolicyCache(Cache):
                 names = set(file.keys())
                 for name in names - {"count"}:
                     index, _, part = name.partition(".")
-                    states[int(index)][part] = file.get_tensor(name)
+                    states[index][part] = file.get_tensor(name)
                 cache.count = file.get_tensor("count") if "count" in names else metadata["seen"]
         except (AttributeError, LookupError, RecursionError, SafetensorError) as error:
             raise ValueError(f"{path} is damaged or is not a saved cache: {error}") from error
         budgets, device = metadata.get("budgets", [None] * len(cache.layers)), {"device": model.device.type}
-        for layer, tensors, budget in zip(cache.layers, states, budgets, strict=True):
+        for layer, tensors, budget in zip(cache.layers, states.values(), budgets, strict=True):
             if isinstance(layer, PolicyLayer):
                 layer.reset()  # the layer reads `track_tokens`
                 if budget is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -231,7 +232,34 @@ def test_mismatched_weights_are_refused(tmp_path):
     make().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(file.read_text().replace('"num_blocks": 2', '"num_blocks": 3'))
-    with pytest.raises(RuntimeError, match=r"blocks\.2"):
+    with pytest.raises(ValueError, match=r"do not match its config.json: .*blocks\.2"):
+        SequenceModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["7", "[" * 100_000, "{", b"\xff{}", '"x"', "huge"], ids=range(6))
+def test_a_config_that_is_no_object_is_refused(text, tmp_path):
+    make().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    if text == "huge":
+        with file.open("r+b") as stream:
+            stream.truncate(2**40)
+    with pytest.raises(ValueError, match=r"is no JSON object|is not a regular file of at most|format"):
+        SequenceModel.from_pretrained(tmp_path)
+
+
+def test_weights_in_a_pipe_are_refused(tmp_path):
+    make().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        SequenceModel.from_pretrained(tmp_path)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    make().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 7)
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*; write the model again"):
         SequenceModel.from_pretrained(tmp_path)
 
 

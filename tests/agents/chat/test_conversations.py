@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -158,6 +159,20 @@ def test_a_save_that_is_cut_short_leaves_the_last_one(chat, tmp_path, monkeypatc
     (tmp_path / "conversation.json").write_text('{"cache": "x", "colour": 3}')
     with pytest.raises(ValueError, match="holds no saved conversation"):
         other.load_conversation(tmp_path)
+
+
+@pytest.mark.parametrize("way", ["huge", "pipe", "folder"])
+def test_a_file_that_could_take_all_memory_or_block_is_refused(chat, tmp_path, way):
+    file = tmp_path / "conversation.json"
+    if way == "huge":
+        with file.open("wb") as stream:
+            stream.truncate(2**33)
+    elif way == "pipe":
+        os.mkfifo(file)
+    else:
+        file.mkdir()
+    with pytest.raises(ValueError, match=r"holds no saved conversation: conversation.json (has|is not)"):
+        chat(policy="full").load_conversation(tmp_path)
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import signal
 
 import pytest
@@ -60,6 +61,17 @@ def test_a_conversation_goes_on_from_disk(talk, tmp_path):
     assert code == 0
     assert answers(second_out)[0] == answers(out)[0][1:]
     assert answers(second_out)[1] == answers(out)[1][1:]
+
+
+def test_the_name_of_a_strangers_folder_is_printed_as_text(folder, tmp_path, monkeypatch, capsys):
+    name = "x\x1b]2;title\x07\u202e[/bold]"
+    shutil.copytree(folder, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("/quit\n"))
+    assert main.main(["chat", "--model", name]) == 0
+    out, err = capsys.readouterr()
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", out + err)
+    assert "[/bold]" in out
 
 
 def test_mistakes_are_told_and_end_nothing(talk, tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from scrubjay.experiments.commands import COMMANDS
 from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.files import lock
 from scrubjay.experiments.recipes.overrides import override
+from scrubjay.memory import MemoryBank
 
 TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "3"]
 
@@ -163,6 +166,34 @@ def test_unexpected_errors_keep_their_traceback(monkeypatch, capsys, tmp_path):
     with pytest.raises(ValueError, match="bug") as error_info:
         main(["list"])
     assert not isinstance(error_info.value, UsageError)
+
+
+@pytest.mark.parametrize("words", [("show",), ("export", "--out", "all.jsonl")], ids=["show", "export"])
+def test_the_name_of_a_strangers_bank_is_printed_as_text(words, here, tmp_path):
+    name = "x\x1b]2;title\x07\u202e.db"
+    with MemoryBank(tmp_path / name) as bank:
+        bank.add("A fact.")
+    words = [word.replace("all", "x\x1b]2;y\x07") for word in words]
+    code, out, err = here("memory", words[0], name, *words[1:])
+    assert code == 0
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", out + err)
+
+
+def test_warnings_about_files_of_strangers_are_printed_as_text(monkeypatch, capsys, caplog):
+    def warn(argv: list[str]) -> int:
+        message = "line 1 of x\x1b]2;title\x07\u202e is no record"
+        logging.getLogger("transformers").warning("\x1b[1m%s\x1b[0m", message)
+        print(
+            warnings.formatwarning(message, UserWarning, "file.py", 1), file=sys.stderr
+        )  # pytest records them
+        return 0
+
+    monkeypatch.setattr(commands, "load_command", lambda name: warn)
+    with caplog.at_level(logging.WARNING):
+        assert main(["list"]) == 0
+    err = caplog.text + capsys.readouterr().err
+    assert err.count("is no record") == 2
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", err)
 
 
 def test_every_verb_has_help(capsys):

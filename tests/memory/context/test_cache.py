@@ -2,12 +2,15 @@
 
 import copy
 import itertools
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from by_layer import AlternatingPolicy, SpreadPolicy, close, pad, read
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from scrubjay.memory import context
 from scrubjay.memory.context import ContextPolicy, PolicyCache
@@ -290,6 +293,24 @@ def test_budgets_are_saved_copied_and_reset(model, text, tmp_path):
     again = PolicyCache(SPREAD, model)
     assert torch.equal(read(model, cache, text), read(model, again, text))
     assert budgets(cache) == budgets(again)
+
+
+def test_a_pipe_is_no_saved_cache(model, tmp_path):
+    os.mkfifo(tmp_path / "cache.safetensors")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        PolicyCache.load(tmp_path / "cache.safetensors", SPREAD, model)
+
+
+@pytest.mark.parametrize("name", ["empty", "-1.keys", "9" * 5000 + ".keys", "4.keys", "01.keys"])
+def test_a_saved_cache_with_a_tensor_of_no_layer_is_damaged(name, model, text, tmp_path):
+    cache, file = PolicyCache(SPREAD, model), tmp_path / "cache.safetensors"
+    read(model, cache, text[:, :30], [25])
+    cache.save(file)
+    with safe_open(file, "pt") as saved_file:
+        metadata = saved_file.metadata()
+    save_file({**load_file(file), name: torch.zeros(1)}, file, metadata=metadata)
+    with pytest.raises(ValueError, match="is damaged or is not a saved cache"):
+        PolicyCache.load(file, SPREAD, model)
 
 
 def test_invalid_budgets_are_reported(model, text):
