@@ -366,8 +366,9 @@ class _Auditor:
             return f"library {name}" if name.startswith(self.folder) else None
         if event in _RUNS:
             is_python = event == "subprocess.Popen" and str(arguments[0]).startswith(_PACKAGES)
-            is_git = event == "subprocess.Popen" and list(arguments[1])[:2] == ["git", "rev-parse"]
-            return None if is_python or is_git else f"{event} {arguments[:2]}"
+            words = list(arguments[1])[:2] if event == "subprocess.Popen" else []
+            is_query = words == ["git", "rev-parse"] or words[:1] == ["fc-list"]  # the version, the fonts
+            return None if is_python or is_query else f"{event} {arguments[:2]}"
         return None
 
     def _judge_path(self, path: Any, what: str) -> str | None:
