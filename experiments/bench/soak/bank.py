@@ -23,6 +23,7 @@ import multiprocessing
 import random
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -135,6 +136,7 @@ def check(
         life: Number of the kill.
         sender: Receives the result.
     """
+    warnings.simplefilter("error")  # a bank that repairs its index warns
     memory, began = anonymous_bytes(), time.perf_counter()
     draws = random.Random(f"{soak.seed} {life}")
     try:

@@ -76,11 +76,14 @@ def test_an_incomplete_word_index_is_found(path):
     with sqlite3.connect(path) as connection:
         connection.execute("DELETE FROM words WHERE rowid = 12")
     connection.close()
-    with SMALL.open(path) as bank:
-        with pytest.raises(SoakError, match="different numbers of rows"):
-            check_file(bank)
-        with pytest.raises(SoakError, match="a search by words for"):
-            find(SMALL, bank, [12], "words")
+    with SMALL.open(path) as bank, pytest.raises(SoakError, match="different numbers of rows"):
+        check_file(bank)
+
+
+def test_a_search_that_finds_something_else_is_found(path):
+    other = BankSoak(records=300, kills=1, batch=10, dimension=8, seed=1)
+    with SMALL.open(path) as bank, pytest.raises(SoakError, match="a search by words for"):
+        find(other, bank, [12], "words")
 
 
 @pytest.mark.slow
