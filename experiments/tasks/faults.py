@@ -119,7 +119,7 @@ def _mark_ctrl_c() -> Iterator[threading.Event]:
     """Set the event at Ctrl-C, which then raises KeyboardInterrupt as before.
 
     The event is set from the start where this function cannot tell: in another thread, and under another
-    handler of Ctrl-C.
+    handler of Ctrl-C. A command in the background of a shell ignores Ctrl-C, so there the event is never set.
     """
     event, default = threading.Event(), signal.default_int_handler
 
@@ -127,8 +127,11 @@ def _mark_ctrl_c() -> Iterator[threading.Event]:
         event.set()
         default(number, frame)
 
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not default:
+    is_main, handler = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
+    if handler == signal.SIG_IGN:
+        yield event
+        return
+    if not is_main or handler is not default:
         event.set()
         yield event
         return

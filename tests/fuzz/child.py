@@ -109,12 +109,12 @@ def run_child(
     for name in ("here", "home", "tmp"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "result").unlink(missing_ok=True)
-    base, others = _resident(os.getpid()), set(_children(os.getpid()))
-    begin = time.monotonic()
+    others, begin = set(_children(os.getpid())), time.monotonic()
     child = os.fork()
     if child == 0:
         _be_the_child(function, folder, prepare)
-    outcome = Outcome()
+    # Less than of this process, as pages of libraries are not copied; 0 if the child has ended already.
+    base, outcome = _resident(child) or _resident(os.getpid()), Outcome()
     try:
         _watch(child, outcome, begin, base, cpu)
     finally:

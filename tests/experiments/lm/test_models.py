@@ -36,7 +36,7 @@ def test_recall_without_the_embeddings_of_a_bank_warns(tmp_path, capsys):
     path = tmp_path / "bank.db"
     with MemoryBank(path) as bank:
         bank.add("one")
-    open_for_recall(path, False, None).close()
+    open_for_recall(path, create=False, embeddings=None, foreign=False).close()
     assert capsys.readouterr().err == ""
 
 

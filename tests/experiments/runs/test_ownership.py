@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import secrets
 import shutil
 import stat
 import subprocess
@@ -289,10 +290,13 @@ def test_training_continues_without_a_folder_for_records(here, tmp_path, monkeyp
     assert "later commands need --trust" in caplog.text
 
 
-def test_an_extension_continues_if_its_record_cannot_be_written(own_run, state_folder, call, caplog):
+def test_an_extension_continues_if_its_record_cannot_be_written(
+    own_run, state_folder, call, caplog, monkeypatch
+):
     """The result of the run is deleted before its record is written, so an error there would lose it."""
     (record,) = state_folder.iterdir()
-    record.with_name(f".{record.name}.writing").mkdir()  # in the place of the temporary file
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "taken")
+    record.with_name(f".{record.name}.taken.writing").mkdir()  # in the place of the temporary file
     assert call(["resume", "run", "--total-steps", 96, "--quiet"])[0] == 0
     assert "later commands need --trust" in caplog.text
     assert "its config.json has changed" in call(COMMANDS[0])[1]

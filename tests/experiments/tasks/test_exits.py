@@ -150,20 +150,29 @@ def test_an_interrupt_that_nobody_sent_is_a_failure(where, when, here, tmp_path)
     assert ("continue with: scrubjay resume r" in err) == (when > 0)
 
 
-def test_an_import_that_interrupts_is_a_failure(here, tmp_path):
+def test_ctrl_c_in_the_code_of_an_environment_stops_the_command(here, tmp_path):
+    (tmp_path / "leaves.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may ignore it
+    try:
+        code, out, err = here("train", "ppo", "--env", "leaves:make")
+        assert (code, err.strip()) == (130, "stopped"), out
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler], ids=["ignored", "default"])
+def test_an_import_that_interrupts_is_a_failure(handler, here, tmp_path):
+    """A shell starts commands in the background with this signal ignored."""
     (tmp_path / "leaves.py").write_text("raise KeyboardInterrupt\n")
-    code, _, err = here("train", "ppo", "--env", "leaves:make")
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        code, _, err = here("train", "ppo", "--env", "leaves:make")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 1
     assert "environment 'leaves:make': " in err
     assert "leaves.py, line 1 raised KeyboardInterrupt (no Ctrl-C)" in err
-
-
-def test_ctrl_c_in_the_code_of_an_environment_stops_the_command(here, tmp_path):
-    (tmp_path / "leaves.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
-    before = signal.getsignal(signal.SIGINT)
-    code, out, err = here("train", "ppo", "--env", "leaves:make")
-    assert (code, err.strip()) == (130, "stopped"), out
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow

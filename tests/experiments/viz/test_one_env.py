@@ -1,5 +1,7 @@
 """One environment in a rollout: its episode ends without a reset, and agents that left have no entries."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ def test_agents_that_left_have_zeros_and_do_not_act():
 class Masked:
     """Environment or team with an action mask in an info: at the reset, or at the second step."""
 
-    def __init__(self, env, is_team, when):
+    def __init__(self, env: Any, is_team: bool, when: int) -> None:
         self.env, self.is_team, self.when, self.steps = env, is_team, when, 0
 
     def __getattr__(self, name):
@@ -71,9 +73,10 @@ class Masked:
 def test_action_masks_are_refused_as_in_training(is_team, when):
     """A film or page would show forbidden actions."""
     if is_team:
-        envs, actor = OneTeam(Masked(Relay(), True, when), "own:Env"), Counting(np.array([[1, 2]]))
+        team: Any = Masked(Relay(), True, when)
+        envs, actor = OneTeam(team, "own:Env"), Counting(np.array([[1, 2]]))
     else:
-        env = Masked(gymnasium.make("CartPole-v1"), False, when)
+        env: Any = Masked(gymnasium.make("CartPole-v1"), False, when)
         envs, actor = OneEnv(env, "own:Env"), Counting([1])
     with pytest.raises(EnvFaultError, match="environment 'own:Env': info has the key 'action_mask'"):
         list(envs.play(actor, envs.reset(seed=3), max_steps=50))
