@@ -128,12 +128,12 @@ def limit_cpu(seconds: float) -> Iterator[None]:
         yield
         return
     limit = time.process_time() + seconds * torch.get_num_threads()
-    main, ended = threading.get_ident(), threading.Event()
+    main, end = threading.get_ident(), threading.Event()
 
     def watch() -> None:
         while (left := limit - time.process_time()) > 0:
             # With several threads CPU time passes faster than time.
-            if ended.wait(min(1.0, max(0.01, left / (os.cpu_count() or 1)))):
+            if end.wait(min(1.0, max(0.01, left / (os.cpu_count() or 1)))):
                 return
         signal.pthread_kill(main, signal.SIGXCPU)
 
@@ -148,7 +148,7 @@ def limit_cpu(seconds: float) -> Iterator[None]:
         yield
     finally:
         try:
-            ended.set()
+            end.set()
             watcher.join()
         finally:
             signal.signal(signal.SIGXCPU, previous)

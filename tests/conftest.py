@@ -41,6 +41,7 @@ TOGETHER = {
     "tests/memory/context/test_models.py": "smollm2",
     "tests/memory/context/test_retrieval_heads.py": "smollm2",
     "tests/memory/context/test_infiniretri.py": "smollm2",
+    "tests/test_borders.py": "borders",
     "tests/test_site.py": "wheel",  # setuptools builds in the tree, one at a time
     "tests/test_wheel.py": "wheel",
 }
@@ -66,9 +67,15 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Mark the matrix as slow. Run first what takes a minute: at the end it would keep one process busy."""
+    """Mark the matrix, and all but one in n of a test `one_in(n)`, as slow; sort the tests.
+
+    What takes a minute runs first: at the end it would keep one process busy.
+    """
     for item in items:
-        if item.get_closest_marker("matrix"):
+        one_in = item.get_closest_marker("one_in")
+        # Each value of each parameter is among those that run.
+        is_left_out = one_in is not None and sum(item.callspec.indices.values()) % one_in.args[0]
+        if is_left_out or item.get_closest_marker("matrix"):
             item.add_marker("slow")
     items.sort(key=lambda item: item.path.name not in LONGEST)
 

@@ -95,11 +95,8 @@ def stored_names(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "words",
-    [pytest.param(words, marks=pytest.mark.slow if len(words) > 1 else []) for words in helps()],
-    ids=" ".join,
-)
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("words", helps(), ids=" ".join)
 def test_no_help_imports_torch(words, modules_after, stored_names, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", stored_names)
     assert modules_after(statement(*words, "--help")).isdisjoint({*HEAVY, "torch", "matplotlib"})

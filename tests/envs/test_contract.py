@@ -187,6 +187,7 @@ def test_a_generator_set_by_the_user_is_obeyed(env_id, options):
     np.testing.assert_array_equal(play(env), play(make_single(env_id, options)))
 
 
+@pytest.mark.one_in(3)
 @every_case
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @settings(max_examples=2, deadline=None)
@@ -249,6 +250,7 @@ def test_sync_mode_of_make_vec_works(env_id, options):
     env.close()
 
 
+@pytest.mark.one_in(2)
 @every_case
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**32), before=st.integers(0, 80))
@@ -294,6 +296,7 @@ def test_state_knows_a_generator_set_by_the_user(env_id, kind, reset_since):
         np.testing.assert_array_equal(play(target), future)
 
 
+@pytest.mark.one_in(3)
 @every_case
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_batched_state_goes_back_to_the_very_same_future(env_id, options, mode):

@@ -147,7 +147,13 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(("act", "laws_broken"), LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize(
+    ("act", "laws_broken"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[0] in (block, start_processes) else [], id=name)
+        for name, case in LOADERS.items()
+    ],
+)
 def test_a_loader_that(act, laws_broken, find_faults):
     assert find_faults(act) == laws_broken
 

@@ -67,6 +67,7 @@ def test_pages_share_a_process(pool):
     assert len(first) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.requires("trafilatura")
 @pytest.mark.skipif(not hasattr(signal, "SIGXCPU"), reason="this system does not limit CPU time")
 def test_a_page_that_takes_too_much_cpu_time_is_ended(pool, monkeypatch):

@@ -82,6 +82,7 @@ def try_out(number: int, world: Path, folder: Path) -> str | None:
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("number", range(60))
 def test_a_mistake_is_told_in_one_line(number, world, tmp_path):
     assert try_out(number, world, tmp_path / "here") is None

@@ -156,7 +156,7 @@ def test_a_call_that_was_cut_off_is_not_run():
     assert (result["stopped"], len(sent_texts), server.rejections) == ("unreadable_plan", 2, [])
 
 
-@pytest.mark.parametrize("at", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("at", [0, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 2))])
 @pytest.mark.parametrize(
     ("failure", "error"),
     [

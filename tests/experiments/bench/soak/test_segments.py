@@ -31,6 +31,7 @@ def run_with(monkeypatch, change):
     return {row["part"]: row["error"] for row in run_memory(SMALL, "gru")}
 
 
+@pytest.mark.slow
 def test_growth_is_found(monkeypatch):
     hoard = []
 
@@ -40,6 +41,7 @@ def test_growth_is_found(monkeypatch):
     assert run_with(monkeypatch, change)["cut"] == "grows"
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_are_found(monkeypatch):
     def change(memory):
         for parameter in memory.parameters():
@@ -48,6 +50,7 @@ def test_values_that_are_not_finite_are_found(monkeypatch):
     assert run_with(monkeypatch, change)["whole"].startswith("not finite: output")
 
 
+@pytest.mark.slow
 def test_outputs_that_depend_on_the_cuts_are_found(monkeypatch):
     def change(memory):
         memory.register_forward_hook(lambda _, inputs, result: (result[0] + inputs[0].shape[1], result[1]))

@@ -44,6 +44,7 @@ def test_headers_have_the_sizes(tmp_path):
     assert read_sizes([tmp_path / "b.safetensors"]) is None
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "fields",
     [
