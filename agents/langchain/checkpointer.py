@@ -40,6 +40,7 @@ from scrubjay.agents.langchain.checkpoints import (
     add_value,
     channel_numbers,
     delete_checkpoints,
+    parse_channels,
     read_checkpoint,
 )
 from scrubjay.agents.langchain.serializer import StrictSerializer
@@ -319,7 +320,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 ).fetchone()
                 if row is None:
                     return None
-                metadata = self.serde.loads_typed(row)
+                metadata = self._load_dict(row)
                 if any(name not in metadata or metadata[name] != value for name, value in filter.items()):
                     return None
             stored_checkpoint = read_checkpoint(connection, "number = ?", [number])
@@ -327,7 +328,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
 
     def _to_tuple(self, stored_checkpoint: StoredCheckpoint) -> CheckpointTuple:
         thread, namespace, id, parent, _, type, body, metadata_type, metadata, _ = stored_checkpoint.row
-        checkpoint = self.serde.loads_typed((type, body))
+        checkpoint = self._load_dict((type, body))
         checkpoint["channel_values"] = {
             name: [*map(self.serde.loads_typed, value)]
             if isinstance(value, list)
@@ -337,13 +338,19 @@ class Checkpointer(BaseCheckpointSaver[str]):
         return CheckpointTuple(
             _config(thread, namespace, id),
             checkpoint,
-            cast("CheckpointMetadata", self.serde.loads_typed((metadata_type, metadata))),
+            cast("CheckpointMetadata", self._load_dict((metadata_type, metadata))),
             _config(thread, namespace, parent) if parent else None,
             [
                 (task, channel, self.serde.loads_typed((type, value)))
                 for task, channel, type, value in stored_checkpoint.writes
             ],
         )
+
+    def _load_dict(self, data: SerializedValue) -> dict[str, Any]:
+        value = self.serde.loads_typed(data)
+        if not isinstance(value, dict):
+            raise ValueError(f"the checkpoint is damaged: a dictionary has the type {type(value).__name__}")
+        return value
 
     def _serialize(self, value: Any) -> SerializedValue | list[SerializedValue]:
         """Serialize a value; a list of messages is serialized message by message."""
@@ -358,12 +365,12 @@ class Checkpointer(BaseCheckpointSaver[str]):
             "WHERE thread = ? AND namespace = ?"
         )
         row = connection.execute(f"{select} ORDER BY id DESC LIMIT 1", (thread, namespace)).fetchone()
-        missing = set(self.serde.loads_typed(row[3:]).get("counters_since_delta_snapshot", ()))
+        missing = set(self._load_dict(row[3:]).get("counters_since_delta_snapshot", ()))
         numbers = set()
         while row is not None:
             number, parent, channels = row[:3]
             numbers.add(number)
-            missing -= json.loads(channels).keys()
+            missing -= parse_channels(channels).keys()
             if not missing:
                 break
             row = connection.execute(f"{select} AND id = ?", (thread, namespace, parent)).fetchone()

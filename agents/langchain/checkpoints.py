@@ -13,6 +13,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from scrubjay.memory.bank.file.damage import MAX_NUMBER, UnreadableError
+
 COLUMNS = "thread, namespace, id, parent, run, type, checkpoint, metadata_type, metadata, channels"
 
 TABLES = {
@@ -46,7 +48,7 @@ def read_checkpoint(
     if row is None:
         return None
     channels = {
-        name: _read_value(connection, row[0], number) for name, (number, _) in json.loads(row[-1]).items()
+        name: _read_value(connection, row[0], number) for name, (number, _) in parse_channels(row[-1]).items()
     }
     writes = connection.execute(
         "SELECT task, channel, type, value FROM writes WHERE thread = ? AND namespace = ? AND checkpoint = ? "
@@ -64,7 +66,24 @@ def channel_numbers(
         "SELECT channels FROM checkpoints WHERE thread = ? AND namespace = ? AND id = ?",
         (thread, namespace, id),
     ).fetchone()
-    return json.loads(row[0]) if row else {}
+    return parse_channels(row[0]) if row else {}
+
+
+def parse_channels(text: str) -> dict[str, tuple[int, Any]]:
+    """Return the row number and the version of the value of each channel, from a checkpoint's column.
+
+    Raises UnreadableError if the column has another form.
+    """
+    try:
+        channels = {name: (number, version) for name, (number, version) in json.loads(text).items()}
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise UnreadableError(f"the channels of a checkpoint are damaged: {error}") from error
+    for name, (number, _) in channels.items():
+        if type(number) is not int or abs(number) > MAX_NUMBER:
+            raise UnreadableError(
+                f"the channel {name!r:.80} of a checkpoint has the row number {number!r:.40}"
+            )
+    return channels
 
 
 def add_value(
@@ -118,13 +137,20 @@ def _read_value(
     type, value = _select_value(connection, "channel_values", thread, number)
     if type != _LIST:
         return type, value
-    return [_select_value(connection, "list_items", thread, item) for item, _ in _ITEM.iter_unpack(value)]
+    return [_select_value(connection, "list_items", thread, item) for item, _ in _unpack_items(value)]
 
 
 def _items(connection: sqlite3.Connection, thread: str, number: int) -> list[tuple[int, bytes]]:
     """Return row number and digest of each item of a list value; [] if the value is not a list."""
     type, value = _select_value(connection, "channel_values", thread, number)
-    return [*_ITEM.iter_unpack(value)] if type == _LIST else []
+    return _unpack_items(value) if type == _LIST else []
+
+
+def _unpack_items(value: bytes) -> list[tuple[int, bytes]]:
+    try:
+        return [*_ITEM.iter_unpack(value)]
+    except struct.error as error:
+        raise UnreadableError(f"a list of a checkpoint is damaged: {error}") from error
 
 
 def _add_item(
@@ -137,9 +163,13 @@ def _add_item(
 
 
 def _select_value(connection: sqlite3.Connection, table: str, thread: str, number: int) -> SerializedValue:
-    return connection.execute(
+    row = connection.execute(
         f"SELECT type, value FROM {table} WHERE thread = ? AND number = ?", (thread, number)
     ).fetchone()
+    if row is None or not (isinstance(row[0], str) and isinstance(row[1], bytes)):
+        problem = "is missing" if row is None else "has another type"
+        raise UnreadableError(f"the value {number} of a checkpoint {problem} in the table {table}")
+    return row
 
 
 def _insert(connection: sqlite3.Connection, table: str, thread: str, value: SerializedValue) -> int:

@@ -25,6 +25,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from scrubjay.agents.langchain import BankStore, Checkpointer
+from scrubjay.agents.langchain.checkpoints import TABLES
 from scrubjay.memory import DamagedBankError, MemoryBank
 
 pytestmark = pytest.mark.requires("langgraph")
@@ -379,3 +380,30 @@ def test_two_processes_are_killed_and_nothing_acknowledged_is_lost(tmp_path):
             assert steps == [*range(steps[0], 0, -1)]
             complete_checkpoints = [t for t in saver.list(thread(name)) if get_step(t) <= last]
             assert all(t.pending_writes == [("task", "n", get_step(t))] for t in complete_checkpoints)
+
+
+COLUMNS = [(table, column) for table, names in TABLES.items() for column in names.split(", ")]
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize(("table", "column"), COLUMNS)
+@pytest.mark.parametrize(
+    "value", [None, 7, -1.5, "x", b"x", b"\x90", '{"a": [1, 2]}', '{"a": 1}', "[" * 9999]
+)
+def test_a_value_of_another_form_is_an_error_of_the_file(table, column, value, tmp_path):
+    path = tmp_path / "graph.db"
+    with Checkpointer(path) as saver:
+        build_graph(saver).invoke({"steps": [], "constant": "c"}, thread())
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        # A column with NOT NULL refuses some values, as for every writer of the file.
+        with contextlib.suppress(sqlite3.IntegrityError):
+            connection.execute(f"UPDATE {table} SET {column} = ?", (value,))
+    with Checkpointer(path) as saver:
+        for act in (
+            lambda: saver.get_tuple(thread()),
+            lambda: [*saver.list(None, filter={"source": "loop"})],
+            lambda: [*saver.list(thread())],
+            lambda: saver.prune(["1"]),
+        ):
+            with contextlib.suppress(ValueError):
+                act()
