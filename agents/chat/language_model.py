@@ -80,7 +80,7 @@ class LoadedModel:
             try:
                 template = select_template(self.tokenizer, has_tools=has_tools)
                 prompt = render_chat(self.tokenizer, template, turns) if template else ""
-            except Exception:  # noqa: BLE001  a template may fail in any way
+            except ValueError:  # a template may fail
                 prompt = ""
             tokens = self.tokenizer(prompt.rpartition(_ANSWER)[2], add_special_tokens=False).input_ids
             ends += [token for token in tokens if self.control_tokens.count([token])][:1]

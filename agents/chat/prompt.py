@@ -134,8 +134,9 @@ def _apply_template(tokenizer: Any, template: str, turns: list[dict[str, Any]], 
         prompt = render_chat(tokenizer, template, turns, add_generation_prompt=True, **keywords)
     except TemplateLimitError as error:
         raise ValueError(str(error)) from None
-    except Exception as error:  # noqa: BLE001  a template may fail in any way
-        raise _TemplateError(" ".join(str(error).split())[:_MAX_REASON] or type(error).__name__) from None
+    except ValueError as error:
+        cause = error.__cause__
+        raise _TemplateError(" ".join(str(cause).split())[:_MAX_REASON] or type(cause).__name__) from None
     for message in turns:
         text = message["content"]
         text = (text if isinstance(text, str) else text[0]["text"]).strip()

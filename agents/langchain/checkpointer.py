@@ -348,9 +348,9 @@ class Checkpointer(BaseCheckpointSaver[str]):
 
     def _load_dict(self, data: SerializedValue) -> dict[str, Any]:
         value = self.serde.loads_typed(data)
-        if not isinstance(value, dict):
-            raise ValueError(f"the checkpoint is damaged: a dictionary has the type {type(value).__name__}")
-        return value
+        if isinstance(value, dict):
+            return value
+        raise ValueError(f"the checkpoint is damaged: a dictionary has the type {type(value).__name__}")
 
     def _serialize(self, value: Any) -> SerializedValue | list[SerializedValue]:
         """Serialize a value; a list of messages is serialized message by message."""

@@ -142,6 +142,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
         fields = json.loads(file.read_text("utf-8"), parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError(f"{file} is not valid JSON: its lists are nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: it is not UTF-8") from error
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(fields, dict) or fields.get("library") != _LIBRARY:

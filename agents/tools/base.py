@@ -117,12 +117,13 @@ class Replay:
 
     def _read(self, number: int, line: bytes) -> None:
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode("utf-8"))
             self._answers[_key(record["tool"], record["language"], record["arguments"])] = _answer(record)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            is_text = not isinstance(error, UnicodeDecodeError)
+            reason = f"{type(error).__name__}: {error}" if is_text else "it is not UTF-8"
             warnings.warn(
-                f"{self.path}, line {number}: skipped, not a recorded answer ({type(error).__name__}: "
-                f"{error})",
+                f"{self.path}, line {number}: skipped, not a recorded answer ({reason})",
                 stacklevel=3,
             )
 

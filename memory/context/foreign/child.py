@@ -140,10 +140,11 @@ def _try_templates(tokenizer: Any) -> None:
             for tools in (None, _TOOLS):
                 try:
                     render_chat(tokenizer, template, messages, tools, add_generation_prompt=True)
-                except (TemplateLimitError, MemoryError):
+                except TemplateLimitError:
                     raise
-                except Exception:  # noqa: BLE001, S112  a template may fail in any way
-                    continue
+                except ValueError as error:  # a template may fail
+                    if isinstance(error.__cause__, MemoryError):
+                        raise error.__cause__ from None
 
 
 def _limit_processes() -> None:

@@ -74,17 +74,17 @@ def render_chat(
         add_generation_prompt: Let the template write the beginning of an answer.
 
     Raises TemplateLimitError, which says what to do, if the template takes too many steps or writes too much.
-    Raises any other exception that the template causes.
+    Raises ValueError, with the template's own error as its cause, if the template fails in any other way.
     """
-    values = {
-        **_plain(dict(getattr(tokenizer, "special_tokens_map", None) or {})),
-        "messages": _plain(list(messages)),
-        "tools": _plain(tools) if tools is None else _plain(list(tools)),
-        "documents": None,
-        "add_generation_prompt": add_generation_prompt,
-    }
-    characters, count = _count(values)
     try:
+        values = {
+            **_plain(dict(getattr(tokenizer, "special_tokens_map", None) or {})),
+            "messages": _plain(list(messages)),
+            "tools": _plain(tools) if tools is None else _plain(list(tools)),
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        characters, count = _count(values)
         if len(template) > MAX_TEMPLATE:
             raise TemplateLimitError(f"it has {len(template):,} characters, limit {MAX_TEMPLATE:,}")
         program = _compile(template)
@@ -92,6 +92,12 @@ def render_chat(
             prompt = program.render(values)
     except TemplateLimitError as error:
         raise _refuse(str(error)) from None
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"the chat template fails: {reason:.500}; pass another template as "
+            "LocalChatModel(chat_template=...)"
+        ) from error
     most = MIN_PROMPT + PROMPT_GROWTH * (characters + NODE * count)
     if len(prompt) > most:
         raise _refuse(f"it writes {len(prompt):,} characters for this conversation, limit {most:,}")

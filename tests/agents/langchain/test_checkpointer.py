@@ -394,10 +394,10 @@ def test_a_value_of_another_form_is_an_error_of_the_file(table, column, value, t
     path = tmp_path / "graph.db"
     with Checkpointer(path) as saver:
         build_graph(saver).invoke({"steps": [], "constant": "c"}, thread())
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        # A column with NOT NULL refuses some values, as for every writer of the file.
-        with contextlib.suppress(sqlite3.IntegrityError):
-            connection.execute(f"UPDATE {table} SET {column} = ?", (value,))
+    # A column with NOT NULL refuses some values, as for every writer of the file.
+    with contextlib.suppress(sqlite3.IntegrityError), contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE {table} SET {column} = ?", (value,))
+        connection.commit()
     with Checkpointer(path) as saver:
         for act in (
             lambda: saver.get_tuple(thread()),

@@ -204,7 +204,7 @@ def test_no_memory_is_built_larger_than_its_weights(name, folder):
         ('{"library": NaN}', "finite"),
         ('{"library": 1e999}', "finite"),
         ("1" * 5000, "digits"),
-        (b"\xff", "utf-8"),
+        (b"\xff", "is not valid JSON: it is not UTF-8$"),
     ],
 )
 def test_what_is_no_config_is_named(text, message, folder):

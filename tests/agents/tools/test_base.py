@@ -77,6 +77,13 @@ def test_a_line_of_something_else_is_skipped(tmp_path, line):
         assert len(Replay(path)) == 0
 
 
+def test_a_line_of_other_bytes_is_skipped(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b"\0\0\0{\xff\xff\xff\xff\n")
+    with pytest.warns(UserWarning, match=r"line 1: skipped, not a recorded answer \(it is not UTF-8\)"):
+        assert len(Replay(path)) == 0
+
+
 def test_answers_are_recorded_and_given_again_without_network(tmp_path, serve):
     site = serve({"/": ("text/plain", b"Jays cache food.")})
     path = tmp_path / "deep" / "answers.jsonl"

@@ -225,10 +225,13 @@ def test_a_refused_template_takes_little_memory(name):
         ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "may not set|unsafe"),
         ("{{ cycler.__init__.__globals__ }}", "unsafe"),
         ("{% include '/etc/passwd' %}", "no loader"),
+        ("{% if messages %}{% endfor %}", "unknown tag 'endfor'"),
+        ("{{ raise_exception('no system') }}", "no system"),
+        ("{{ messages[0].content.x.y }}", "no attribute 'x'"),
     ],
 )
 def test_other_operations_are_refused(template, reason):
-    with pytest.raises(Exception, match=reason):
+    with pytest.raises(ValueError, match=rf"^the chat template fails: .*({reason}).*chat_template="):
         render_chat(TOKENIZER, template, MESSAGES)
 
 
