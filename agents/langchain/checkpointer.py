@@ -328,7 +328,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
 
     def _to_tuple(self, stored_checkpoint: StoredCheckpoint) -> CheckpointTuple:
         thread, namespace, id, parent, _, type, body, metadata_type, metadata, _ = stored_checkpoint.row
-        checkpoint = self._load_dict((type, body))
+        checkpoint: Any = self._load_dict((type, body))
         checkpoint["channel_values"] = {
             name: [*map(self.serde.loads_typed, value)]
             if isinstance(value, list)
