@@ -29,6 +29,7 @@ from langchain_core.runnables import RunnableConfig
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
+from scrubjay.agents.language.provenance import mark
 from scrubjay.agents.language.text import is_question
 from scrubjay.experiments.lm.conversations import Conversation, Reminder, generate_reminders
 from scrubjay.experiments.measurements import Records, markdown
@@ -144,7 +145,8 @@ class Speaker:
             usage: Any = answer.usage_metadata
         else:
             result = self._agent.invoke(messages, self._config)
-            answer, usage = AIMessage(result["answer"]), result["usage"]
+            # It has the mark of an answer that was written before any untrusted text was read.
+            answer, usage = result["messages"][-1], result["usage"]
         self.messages = [*messages, answer]
         return answer.text, usage
 
@@ -157,7 +159,7 @@ class Speaker:
         """Restore the state after these turns, with the cache saved in `folder`."""
         for question, answer, moment in turns:
             self._now = moment
-            self.messages += [HumanMessage(question), AIMessage(answer)]
+            self.messages += [HumanMessage(question), mark(AIMessage(answer), False)]
             if self.bank is not None:
                 for text, trust, role in ((question, "user", "user"), (answer, "agent", "assistant")):
                     self.bank.add(text, trust=trust, merge=False, thread=_THREAD, role=role)
