@@ -75,10 +75,11 @@ def parse_channels(text: str) -> dict[str, tuple[int, Any]]:
     Raises UnreadableError if the column has another form.
     """
     try:
-        channels = {name: (number, version) for name, (number, version) in json.loads(text).items()}
+        channels = json.loads(text)
+        numbers = {name: number for name, (number, _) in channels.items()}
     except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise UnreadableError(f"the channels of a checkpoint are damaged: {error}") from error
-    for name, (number, _) in channels.items():
+    for name, number in numbers.items():
         if type(number) is not int or abs(number) > MAX_NUMBER:
             raise UnreadableError(
                 f"the channel {name!r:.80} of a checkpoint has the row number {number!r:.40}"
