@@ -124,7 +124,11 @@ def _sanitize_warnings() -> Iterator[None]:
 
     def make_printable_record(*words: Any, **options: Any) -> logging.LogRecord:
         record = make_record(*words, **options)
-        record.msg, record.args = printable(_COLORS.sub("", record.getMessage())), ()
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError, LookupError):  # a library's fault must not end a command
+            message = f"{record.msg} {record.args!r}"
+        record.msg, record.args = printable(_COLORS.sub("", message)), ()
         return record
 
     logging.setLogRecordFactory(make_printable_record)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scrubjay.experiments.files import CHECKPOINTS, INITIAL, read_object
+from scrubjay.memory.context.foreign.weights import is_mostly_holes
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training.pt"
@@ -174,19 +175,12 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _is_complete(path: Path) -> bool:
     try:
-        if any(_is_sparse(path / name) for name in (WEIGHTS, TRAINING)):
+        if any(is_mostly_holes((path / name).stat()) for name in (WEIGHTS, TRAINING)):
             return False  # hashing would take minutes
         digests = read_object(path / MANIFEST)["sha256"]
         return all(_digest(path / name) == digests[name] for name in (WEIGHTS, TRAINING))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
-
-
-def _is_sparse(path: Path) -> bool:
-    """Return True if most of a large file is holes, which Scrubjay never writes; False if unknown."""
-    info = path.stat()
-    blocks = getattr(info, "st_blocks", 0)  # Windows has no such number, and some file systems report 0
-    return info.st_size > _SMALL and 0 < 512 * blocks < info.st_size // 8
 
 
 def _digest(path: Path) -> str:

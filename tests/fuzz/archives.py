@@ -6,6 +6,7 @@ import io
 import pickle
 import random
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -106,8 +107,9 @@ def repeat_entry(file: Path, draw: random.Random) -> None:
     with zipfile.ZipFile(file, "a") as archive:
         name = draw.choice(archive.namelist())
         content = draw.choice((b"", pickle.dumps({"x": 1}), draw.randbytes(100)))
-        info = zipfile.ZipInfo(name)
-        archive.writestr(info, content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zipfile warns of a name that stands twice
+            archive.writestr(zipfile.ZipInfo(name), content)
 
 
 def _read(file: Path) -> dict[str, bytes]:

@@ -46,7 +46,7 @@ _QUIET = (
     "/dev/stdout",
     "/dev/stderr",
 )
-_WRITES = {
+WRITE_EVENTS = (
     "os.remove",
     "os.rename",
     "os.rmdir",
@@ -55,7 +55,8 @@ _WRITES = {
     "os.chmod",
     "os.link",
     "os.symlink",
-}
+)
+"""Audit events of changes to files, besides `open`."""
 _RUNS = {"os.system", "os.exec", "os.posix_spawn", "os.startfile", "pty.spawn", "subprocess.Popen"}
 
 
@@ -343,7 +344,7 @@ class _Auditor:
                 flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) if isinstance(flags, int) else 0
             )
             return self._judge_path(path, f"open {mode}") if writes else None
-        if event in _WRITES:
+        if event in WRITE_EVENTS:
             return self._judge_path(
                 arguments[1] if event in ("os.link", "os.symlink") else arguments[0], event
             )

@@ -136,7 +136,9 @@ def change_message(file: Path, draw: random.Random) -> None:
     """Change a msgpack value in a row: a value of its tree, or an extension that names a constructor."""
     with closing(sqlite3.connect(file)) as connection:
         tables = [
-            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            name
+            for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+            if not (sql or "").upper().endswith("WITHOUT ROWID")
         ]
         cells = []
         for table in tables:

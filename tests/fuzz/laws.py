@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..experiments.commands.fork_runner import PYTHON_MESSAGES
-from .child import MAX_PROCESSES, MEMORY_BYTES, Outcome
+from .child import MAX_PROCESSES, MEMORY_BYTES, WRITE_EVENTS, Outcome
 from .files import VICTIM
 from .targets import Target
 
@@ -74,7 +74,7 @@ def _judge_effects(outcome: Outcome, here: Path) -> list[Fault]:
     for name in outcome.result.get("modules", ()):
         faults.append(Fault("code", f"module {name}", f"imported {name} from the sample"))
     for event in outcome.events:
-        law = "written" if event.startswith(("open", *_WRITE_EVENTS)) else "code"
+        law = "written" if event.startswith(("open", *WRITE_EVENTS)) else "code"
         place = "victim" if "victim" in event else normalize(event)
         faults.append(Fault(law, f"{event.split()[0]} {place}", event))
     try:
@@ -84,18 +84,6 @@ def _judge_effects(outcome: Outcome, here: Path) -> list[Fault]:
     if content != SECRET:
         faults.append(Fault("written", "the victim", f"the victim holds {content[:80]!r}"))
     return faults
-
-
-_WRITE_EVENTS = (
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.mkdir",
-    "os.truncate",
-    "os.chmod",
-    "os.link",
-    "os.symlink",
-)
 
 
 def _judge_limits(outcome: Outcome) -> list[Fault]:

@@ -110,7 +110,6 @@ def test_honest_samples_pass_every_target(samples, tmp_path):
     assert read == set(range(len(TARGETS)))
 
 
-@pytest.mark.xfail(reason="two mutators do nothing: archives.repeat_entry and database.change_message")
 @pytest.mark.slow
 def test_every_mutator_changes_a_file_for_which_it_is_made(samples, tmp_path, monkeypatch):
     files = [path for path in sorted(samples.rglob("*")) if path.is_file()]

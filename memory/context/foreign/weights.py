@@ -58,12 +58,17 @@ def check_density(file: Path) -> None:
     info = file.stat()
     if not stat.S_ISREG(info.st_mode):
         raise ModelLimitError(f"{file} is not a regular file; replace it by a file")
-    blocks = getattr(info, "st_blocks", 0)  # Windows has no such number, and some file systems report 0
-    if info.st_size > _SMALL and blocks and 512 * blocks < _MIN_DENSITY * info.st_size:
+    if is_mostly_holes(info):
         raise ModelLimitError(
-            f"{file} is {info.st_size:,} bytes long, but only {512 * blocks:,} bytes are stored; the rest "
-            "are holes. Copy the file again"
+            f"{file} is {info.st_size:,} bytes long, but only {512 * info.st_blocks:,} bytes are stored; the "
+            "rest are holes. Copy the file again"
         )
+
+
+def is_mostly_holes(info: os.stat_result) -> bool:
+    """Return True if most of a large file is holes, which take no space on the disk; False if unknown."""
+    blocks = getattr(info, "st_blocks", 0)  # Windows has no such number, and some file systems report 0
+    return info.st_size > _SMALL and 0 < 512 * blocks < _MIN_DENSITY * info.st_size
 
 
 def read_sizes(files: Iterable[Path]) -> WeightSizes | None:

@@ -196,6 +196,20 @@ def test_warnings_about_files_of_strangers_are_printed_as_text(monkeypatch, caps
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", err)
 
 
+def test_a_log_record_with_the_wrong_arguments_ends_no_command(monkeypatch, caplog):
+    def warn(argv: list[str]) -> int:
+        message = "%d layers and \x1b[2J%s"
+        logging.getLogger("transformers").warning(message, "two")
+        return 0
+
+    monkeypatch.setattr(commands, "load_command", lambda name: warn)
+    with caplog.at_level(logging.WARNING):
+        assert main(["list"]) == 0
+    assert "%d layers" in caplog.text
+    assert "('two',)" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
 def test_every_verb_has_help(capsys):
     assert main([]) == main(["--help"]) == 0
     out = capsys.readouterr().out
