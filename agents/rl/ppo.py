@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,6 @@ from scrubjay.agents.rl.advantages import RewardScale, generalized_advantage
 from scrubjay.agents.rl.auxiliary import HEADS
 from scrubjay.agents.rl.distributions import Categorical, CategoricalHead
 from scrubjay.agents.rl.learner import (
-    LearnerConfig,
     SingleProcess,
     adam,
     gradient_step,
@@ -23,11 +22,12 @@ from scrubjay.agents.rl.learner import (
     minibatches,
 )
 from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.schedules import ScheduleConfig, load_steps
 from scrubjay.agents.rl.segment import Segment
 
 
 @dataclass(frozen=True)
-class PPOConfig(LearnerConfig):
+class PPOConfig(ScheduleConfig):
     """Config of `PPO`. Raises ValueError on an invalid value."""
 
     supports_peers: ClassVar[bool] = True
@@ -72,10 +72,9 @@ class PPOConfig(LearnerConfig):
     skipped; None for no limit."""
     anneal: bool = False
     """Decay the learning rate linearly to 0."""
-    anneal_steps: int | None = None
-    """Environment steps over which the learning rate decays; None for the total steps of the run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gamma={self.gamma}, gae_lambda={self.gae_lambda}: both must lie in [0, 1]")
         if self.epochs < 1 or self.num_minibatches < 1:
@@ -90,29 +89,27 @@ class PPOConfig(LearnerConfig):
             raise ValueError(f"least_deviation={self.least_deviation}: requires normalize_advantage=True")
         if self.target_kl is not None and not self.target_kl > 0:
             raise ValueError(f"target_kl={self.target_kl}: must be positive, or None for no limit")
-        if self.anneal_steps is not None and not (self.anneal and self.anneal_steps > 0):
-            raise ValueError(
-                f"anneal={self.anneal}, anneal_steps={self.anneal_steps}: anneal_steps must be None or, if "
-                "anneal=True, at least 1"
-            )
         if not (0 < self.learning_rate < math.inf and self.clip > 0 and self.max_grad_norm > 0):
             raise ValueError(
                 f"learning_rate={self.learning_rate}, clip={self.clip}, max_grad_norm={self.max_grad_norm}: "
                 "all must be positive, and the learning rate finite"
             )
 
-    def with_total_steps(self, total_steps: int) -> Self:
-        """Return a config with `anneal_steps=total_steps`.
+    @property
+    def has_schedule(self) -> bool:
+        """True if a setting changes during the run."""
+        return self.anneal or super().has_schedule
 
-        If `anneal` is False or `anneal_steps` is already set, the same config is returned.
-        """
-        return replace(self, anneal_steps=total_steps) if self.anneal and not self.anneal_steps else self
+    @property
+    def schedule_fields(self) -> str:
+        """Settings that turn on a schedule, for errors."""
+        return f"anneal=True, {super().schedule_fields}"
 
     def build(self, policy: Policy, seed: int = 0, peers: SingleProcess | None = None) -> PPO:
         """Return a PPO learner of `policy`.
 
-        Raises ValueError if the policy lacks a head that the config requires, or if `anneal` is set without
-        `anneal_steps`; see `with_total_steps`.
+        Raises ValueError if the policy lacks a head that the config requires, or if there is a schedule
+        without `anneal_steps`; see `with_total_steps`.
         """
         return PPO(policy, self, seed, peers)
 
@@ -157,11 +154,7 @@ class PPO:
                 f"barrier_coefficient={self.config.barrier_coefficient} needs a discrete action space, not "
                 f"{policy.action_space}"
             )
-        if self.config.anneal and self.config.anneal_steps is None:
-            raise ValueError(
-                "anneal=True requires anneal_steps: set anneal_steps, or use "
-                "config.with_total_steps(total_steps)"
-            )
+        self.config.check_anneal_steps()
         self.steps = 0
         """Environment steps in all updates so far."""
         self.optimizer = adam(policy.parameters(), self.config.learning_rate)
@@ -210,6 +203,7 @@ class PPO:
         result["losses/explained_variance"] = explained_variance.item()
         if config.anneal:
             result["charts/learning_rate"] = rate
+        result |= config.schedule_metrics(self.steps)
         self.steps += total * segment.rewards.shape[1]
         return result
 
@@ -234,7 +228,7 @@ class PPO:
         self, segment: Segment, advantages: Float[Tensor, "batch time"], returns: Float[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the loss of a minibatch under the current weights, and its terms as detached metrics."""
-        config = self.config
+        config = self.config.at(self.steps)
         evaluation = self.policy.evaluate(segment)
         log_ratio = evaluation.log_probs - segment.log_probs
         ratio = log_ratio.exp()
@@ -269,7 +263,7 @@ class PPO:
         return {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self.generator.get_state(),
-            **({"steps": self.steps} if self.config.anneal else {}),
+            **({"steps": self.steps} if self.config.has_schedule else {}),
             **({"reward_scale": self._scale.get_state()} if self._scale is not None else {}),
         }
 
@@ -277,16 +271,14 @@ class PPO:
         """Restore a state that `get_state` returned."""
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"])
-        steps = state.get("steps", 0)
-        if type(steps) is not int or steps < 0:
-            raise ValueError(f"steps={steps!r:.40} in the learner state: must be an integer of at least 0")
-        self.steps = steps
+        self.steps = load_steps(state)
         if self._scale is not None:
             self._scale.set_state(state.get("reward_scale"))
 
     def _set_learning_rate(self) -> float:
         """Set and return the learning rate of the next update; it is constant after `anneal_steps`."""
         group = self.optimizer.param_groups[0]
-        if self.config.anneal_steps is not None and self.steps < self.config.anneal_steps:
-            group["lr"] = self.config.learning_rate * (1 - self.steps / self.config.anneal_steps)
+        steps, total = self.steps, self.config.anneal_steps
+        if self.config.anneal and total is not None and steps < total:
+            group["lr"] = self.config.learning_rate * (1 - steps / total)
         return group["lr"]

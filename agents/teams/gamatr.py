@@ -35,13 +35,13 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from scrubjay.agents.rl.learner import (
-    LearnerConfig,
     SingleProcess,
     adam,
     gradient_step,
     load_optimizer_state,
     minibatches,
 )
+from scrubjay.agents.rl.schedules import ScheduleConfig, load_steps
 from scrubjay.agents.rl.trust_region import mean_kl
 from scrubjay.agents.teams.batch import TeamBatch, normalize_advantages, team_advantages
 from scrubjay.agents.teams.config import GAMATRSettings
@@ -93,7 +93,7 @@ MODES: dict[str, Mode] = {
 
 
 @dataclass(frozen=True)
-class GAMATRConfig(GAMATRSettings, LearnerConfig):
+class GAMATRConfig(GAMATRSettings, ScheduleConfig):
     """Config of `GAMATR`, including its trust regions. Raises ValueError on an invalid value."""
 
     policy_type: ClassVar[str] = "team"
@@ -101,18 +101,24 @@ class GAMATRConfig(GAMATRSettings, LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        ScheduleConfig.__post_init__(self)
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r}: choose from {', '.join(MODES)}")
+        if self.clip_end is not None and not self.rule.uses_optimizer:
+            able = ", ".join(name for name, rule in MODES.items() if rule.uses_optimizer)
+            raise ValueError(
+                f"clip_end={self.clip_end}: mode={self.mode!r} has no clip range; use one of the modes {able}"
+            )
         if self.kl_budget == "allocated" and not self.rule.supports_budgets:
             able = ", ".join(name for name, rule in MODES.items() if rule.supports_budgets)
             raise ValueError(
                 f"kl_budget='allocated' is not supported by mode={self.mode!r}; use one of the modes {able}, "
                 "or kl_budget='equal'"
             )
-        if self.entropy_coefficient and not self.rule.supports_entropy:
+        if (self.entropy_coefficient or self.entropy_end is not None) and not self.rule.supports_entropy:
             raise ValueError(
-                f"entropy_coefficient={self.entropy_coefficient}: mode={self.mode!r} has no entropy "
-                "bonus; use 0"
+                f"entropy_coefficient={self.entropy_coefficient}, entropy_end={self.entropy_end}: "
+                f"mode={self.mode!r} has no entropy bonus; use 0 and None"
             )
 
     @property
@@ -154,10 +160,13 @@ class GAMATR:
         self.policy = policy
         self.config = config if config is not None else GAMATRConfig()
         _check_actors(policy, self.config)
+        self.config.check_anneal_steps()
         if agents is not None and (not self.config.rule.supports_subset or policy.config.shared):
             raise ValueError(
                 f"agents={agents}: updating some agents requires mode='independent' and shared=False"
             )
+        self.steps = 0
+        """Environment steps in all updates so far."""
         self.agents = range(policy.num_agents) if agents is None else agents
         self.critic_optimizer = adam(policy.critic_parameters(), self.config.critic_learning_rate)
         self.actor_optimizer = (
@@ -189,7 +198,9 @@ class GAMATR:
         self.config.check_rows(segment.num_rows)
         batch, returns, metrics = self._prepare(segment)
         metrics |= self._move_actors(batch)
-        return metrics | self._fit_critic(batch, returns)
+        metrics |= self._fit_critic(batch, returns) | self.config.schedule_metrics(self.steps)
+        self.steps += segment.num_steps
+        return metrics
 
     def batch(self, segment: TeamSegment) -> TeamBatch:
         """Return the training batch of the actors for a segment, without an update."""
@@ -217,7 +228,8 @@ class GAMATR:
         policy, rule = self.policy, self.config.rule
         distribution = partial(policy.distribution, batch.segment)
         old = compute_detached(distribution) if rule.uses_optimizer else None
-        context = ModeContext(policy, batch, self.config, self.agents, self.generator, self.actor_optimizer)
+        config = self.config.at(self.steps)
+        context = ModeContext(policy, batch, config, self.agents, self.generator, self.actor_optimizer)
         steps, metrics = rule.move(context)
         new = compute_detached(distribution)
         if old is not None:
@@ -278,6 +290,7 @@ class GAMATR:
             else None,
             "generator": self.generator.get_state(),
             "value_moments": self._moments.clone(),
+            **({"steps": self.steps} if self.config.has_schedule else {}),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -287,6 +300,7 @@ class GAMATR:
             load_optimizer_state(self.actor_optimizer, state["actor_optimizer"])
         self.generator.set_state(state["generator"])
         self._moments = state["value_moments"].clone()
+        self.steps = load_steps(state)
 
 
 def _variance(values: Tensor, weights: Tensor) -> float:

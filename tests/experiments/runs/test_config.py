@@ -99,6 +99,18 @@ def test_the_learning_rate_of_ppo_keeps_its_last_value(tiny, tmp_path):
     assert [row["charts/learning_rate"] for row in run.metrics()] == falling + 2 * falling[-1:]
 
 
+def test_the_schedules_of_an_extended_run_keep_their_first_plan(tiny, tmp_path):
+    learner = PPOConfig(epochs=1, num_minibatches=2, clip_end=0.1, entropy_end=0.0)
+    plan = train(tiny(eval_episodes=0, learner=learner), tmp_path / "run")
+    clips = [row["charts/clip"] for row in plan.metrics()]
+    assert clips == pytest.approx([0.2 - 0.1 * done / 6 for done in range(6)])
+    run = resume(plan.path, total_steps=256)
+    assert [row["charts/clip"] for row in run.metrics()] == clips + [0.1] * 2
+    assert [row["charts/entropy_coefficient"] for row in run.metrics()][-3:] == pytest.approx(
+        [0.01 / 6, 0, 0]
+    )
+
+
 def test_the_learning_rate_of_a_stopped_run_follows_the_first_plan(tmp_path):
     run = Run.create(SEQUENCES, tmp_path / "run")
     with SequenceEngine(SEQUENCES, run.path) as engine:
