@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
 import gymnasium
-from gymnasium.envs.registration import VectorizeMode, load_env_creator
+from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from scrubjay.agents.rl.spaces import Spaces
@@ -140,26 +140,28 @@ class EnvConfig:
     def make_batch(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
         """Return a vector environment that resets in the last step of an episode (SAME_STEP).
 
-        The environment's own vector implementation is used if it supports this autoreset mode.
+        The environment's own vector implementation is used if it supports this autoreset mode, and if it has
+        the spaces and the settings of the single environment.
         """
         count = self.num_envs if num_envs is None else num_envs
         with self.make() as env:  # a single environment reports a bad id or setting best
-            entry_point = None if env.spec is None else env.spec.vector_entry_point
-        if entry_point is not None and load_callable(self.id) is None and not self.subprocesses:
-            batched = self._make_batched(count, entry_point)
-            if batched is not None:
-                return PreviousSteps(batched, self.inputs) if self._wraps else batched
+            single = env.env if isinstance(env, PreviousStep) else env
+            is_registered = load_callable(self.id) is None and not self.subprocesses
+            batched = self._make_batched(count, single) if is_registered else None
+        if batched is not None:
+            return PreviousSteps(batched, self.inputs) if self._wraps else batched
         if self.subprocesses:
             make_guarded = lambda: ExitGuard(self.make())
             return AsyncVectorEnv([make_guarded] * count, autoreset_mode=AutoresetMode.SAME_STEP)
         return SyncVectorEnv([self.make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 
-    def _make_batched(
-        self, count: int, entry_point: str | Callable[..., Any]
-    ) -> VectorEnv[Any, Any, Any] | None:
+    def _make_batched(self, count: int, single: gymnasium.Env[Any, Any]) -> VectorEnv[Any, Any, Any] | None:
+        """Return the own vector implementation of `single`; None if there is none or it behaves otherwise."""
+        creator = None if single.spec is None else _find_vector_creator(single.spec)
+        if creator is None:
+            return None
         kwargs: dict[str, Any] = dict(self.kwargs)
         # Set only if supported: gymnasium's vector environments fail half-constructed on unknown arguments.
-        creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
         if "autoreset_mode" in inspect.signature(creator).parameters:
             kwargs["autoreset_mode"] = AutoresetMode.SAME_STEP
         with exit_errors(self.id):
@@ -169,10 +171,36 @@ class EnvConfig:
                 vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT,
                 **kwargs,
             )
-        if envs.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
+        if (
+            envs.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
+            and envs.single_observation_space == single.observation_space
+            and envs.single_action_space == single.action_space
+        ):
             return envs
         envs.close()
         return None
+
+
+def _find_vector_creator(spec: EnvSpec) -> Callable[..., Any] | None:
+    """Return the creator of an environment's own vector implementation.
+
+    Returns None if the creator does not accept every setting of the single environment, or if a setting that
+    both have has another default. The vector environment would then be another task.
+    """
+    if spec.entry_point is None or spec.vector_entry_point is None or spec.additional_wrappers:
+        return None
+    single, vector = (
+        load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+        for entry_point in (spec.entry_point, spec.vector_entry_point)
+    )
+    ours, theirs = inspect.signature(single).parameters, inspect.signature(vector).parameters
+    settings = {*spec.kwargs, *(() if spec.max_episode_steps is None else ("max_episode_steps",))}
+    accepts_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in theirs.values())
+    if not accepts_all and not settings <= theirs.keys():
+        return None
+    shared = (ours.keys() & theirs.keys()) - settings
+    has_same_defaults = all(repr(ours[name].default) == repr(theirs[name].default) for name in shared)
+    return vector if has_same_defaults else None
 
 
 def gymnasium_id(name: str) -> str:
