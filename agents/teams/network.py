@@ -11,9 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.encoders.observation import ADJACENCY, EntityEncoder
+from scrubjay.agents.rl.observations import leaf_spaces
 from scrubjay.agents.teams.graph import GraphAttention
 from scrubjay.memory import MemoryConfig, State
 from scrubjay.memory.contract.base import Recall
+
+IDENTITY = "identity"
+"""Name of the leaf for the index of the agent, in networks that know it."""
 
 
 class AgentTrace(NamedTuple):
@@ -32,13 +36,23 @@ class AgentTrace(NamedTuple):
 class TeamNetwork(nn.Module):
     """Network with an observation encoder, rounds of graph attention and one memory stream per agent.
 
-    All agents share the parameters, which do not depend on the number of agents.
+    All agents share the parameters, which do not depend on the number of agents. If `identities` is set, it
+    is the number of agents, and the index of the agent is a further input. Without it, agents with equal
+    observations and states act alike.
     """
 
     def __init__(
-        self, space: spaces.Space, memory: MemoryConfig, graph_rounds: int, graph_heads: int
+        self,
+        space: spaces.Space,
+        memory: MemoryConfig,
+        graph_rounds: int,
+        graph_heads: int,
+        identities: int | None = None,
     ) -> None:
         super().__init__()
+        self.identities = identities
+        if identities is not None:
+            space = _add_identity(space, identities)
         self.encoder = EntityEncoder(space, memory.dim)
         rounds = nn.ModuleList(GraphAttention(memory.dim, graph_heads) for _ in range(graph_rounds))
         self.rounds = cast("list[GraphAttention]", rounds)
@@ -134,7 +148,7 @@ class TeamNetwork(nn.Module):
         without an axis for agents.
         """
         if agent is not None and not self.rounds:
-            return self._encode({key: leaf.select(axis, agent) for key, leaf in leaves.items()}, axis)
+            return self._encode({key: leaf.select(axis, agent) for key, leaf in leaves.items()}, axis, agent)
         nodes = self._encode(leaves, axis + 1)
         if self.rounds:
             hears = build_hearing_mask(leaves.get(ADJACENCY), alive)
@@ -142,12 +156,40 @@ class TeamNetwork(nn.Module):
                 nodes = attend(nodes, hears)
         return nodes if agent is None else nodes.select(axis, agent)
 
-    def _encode(self, leaves: dict[str, Tensor], leading: int) -> Tensor:
+    def _encode(self, leaves: dict[str, Tensor], leading: int, agent: int | None = None) -> Tensor:
+        """Encode leaves with `leading` axes, the last of which are the agents if `agent` is None."""
+        if self.identities is not None:
+            leaves = _with_identity(leaves, leading, agent, self.identities)
         if leading == 1:
             return self.encoder(leaves)
         shape = next(iter(leaves.values())).shape[:leading]
         flat = {key: leaf.flatten(0, leading - 1) for key, leaf in leaves.items()}
         return self.encoder(flat).unflatten(0, shape)
+
+
+def _add_identity(space: spaces.Space, identities: int) -> spaces.Dict:
+    leaves = leaf_spaces(space)
+    if IDENTITY in leaves:
+        raise ValueError(
+            f"identity=True adds a leaf {IDENTITY!r}, but the observations already have one; rename that one "
+            "or set identity=False"
+        )
+    return spaces.Dict({**leaves, IDENTITY: spaces.Discrete(identities)})
+
+
+def _with_identity(
+    leaves: dict[str, Tensor], leading: int, agent: int | None, identities: int
+) -> dict[str, Tensor]:
+    """Return the leaves and the index of `agent`, or of each agent of the last of the `leading` axes."""
+    first = next(iter(leaves.values()))
+    shape = first.shape[:leading]
+    if agent is None and shape[-1] != identities:
+        raise ValueError(
+            f"the policy has the identities of {identities} agents, and the team has {shape[-1]}; train with "
+            "identity=False for teams of other sizes"
+        )
+    index = torch.arange(identities, device=first.device) if agent is None else first.new_tensor(agent)
+    return {**leaves, IDENTITY: index.to(torch.int64).expand(shape)}
 
 
 def build_hearing_mask(
@@ -199,11 +241,12 @@ class TeamCritic(nn.Module):
         graph_rounds: int,
         graph_heads: int,
         critic_type: CriticType,
+        identities: int | None = None,
     ) -> None:
         super().__init__()
         dim = memory.dim
         self.kind = critic_type
-        self.network = TeamNetwork(space, memory, graph_rounds, graph_heads)
+        self.network = TeamNetwork(space, memory, graph_rounds, graph_heads, identities)
         self.attention = TeamAttention(dim, graph_heads) if critic_type == "attention" else None
         hidden, value = nn.Linear(dim if critic_type == "local" else 2 * dim, dim), nn.Linear(dim, 1)
         for layer, gain in ((hidden, math.sqrt(2)), (value, 1.0)):

@@ -49,6 +49,9 @@ class TeamPolicyConfig:
     joint: bool = False
     """Let each actor also model the actions of all other agents. The learner gamatr needs this in its mode
     consensus. Needs `shared=False`."""
+    identity: bool = False
+    """Give actors and critic the index of the agent as an input. With a shared actor and without this input,
+    agents with equal observations act alike. The policy then serves only teams of one size."""
 
     def __post_init__(self) -> None:
         if self.graph_rounds < 0:
@@ -85,9 +88,12 @@ class TeamActor(nn.Module):
         action_space: spaces.Space,
         config: TeamPolicyConfig,
         heads: int,
+        identities: int | None = None,
     ) -> None:
         super().__init__()
-        self.network = TeamNetwork(observation_space, config.memory, config.graph_rounds, config.graph_heads)
+        self.network = TeamNetwork(
+            observation_space, config.memory, config.graph_rounds, config.graph_heads, identities
+        )
         self.heads = nn.ModuleList(make_action_head(action_space, config.memory.dim) for _ in range(heads))
 
     def own_distribution(self, features: Float[Tensor, "*leading dim"], agent: int) -> Distribution:
@@ -110,9 +116,9 @@ class TeamPolicy(PretrainedPolicy):
     """Actor-critic policy for teams of `num_agents` agents; each space is the space of one agent.
 
     Actor and critic share no parameters. The shapes of parameters do not depend on the padded sizes of sets.
-    With a shared actor these shapes do not depend on `num_agents` either. With `shared=False` the
-    distribution of agent m depends only on actor m, which then also encodes the observations of the other
-    agents for graph attention.
+    With a shared actor and without identity these shapes do not depend on `num_agents` either. With
+    `shared=False` the distribution of agent m depends only on actor m, which then also encodes the
+    observations of the other agents for graph attention.
 
     Memory states are `[rows, agents, ...]`: each agent has one state for the actor and one for the critic.
     Agents that are not alive have no influence on other agents. Outputs for agents that are not alive are
@@ -136,13 +142,18 @@ class TeamPolicy(PretrainedPolicy):
         self.observation_space = observation_space
         self.action_space = action_space
         self.num_agents = num_agents
-        heads = num_agents if config.joint else 1
+        heads, identities = num_agents if config.joint else 1, num_agents if config.identity else None
         self.actors = nn.ModuleList(
-            TeamActor(observation_space, action_space, config, heads)
+            TeamActor(observation_space, action_space, config, heads, identities)
             for _ in range(1 if config.shared else num_agents)
         )
         self.critic = TeamCritic(
-            observation_space, config.memory, config.graph_rounds, config.graph_heads, config.critic
+            observation_space,
+            config.memory,
+            config.graph_rounds,
+            config.graph_heads,
+            config.critic,
+            identities,
         )
 
     @property

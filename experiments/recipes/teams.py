@@ -8,7 +8,7 @@ from typing import Any
 
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
-from scrubjay.experiments.recipes.registry import recipe
+from scrubjay.experiments.recipes.registry import recipe, size_range
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
@@ -38,9 +38,9 @@ def uav_paper() -> TeamTaskConfig:
 
 @recipe("uav-three", sizes=("num_uavs", (2, 3, 4, 6, 8, 10)))
 def uav_three() -> TeamTaskConfig:
-    """Three UAV base stations with a shared actor, tested in teams of two to ten."""
+    """Three UAV base stations with a shared actor without identity, tested in teams of two to ten."""
     return TeamTaskConfig(
-        method="gamatr-shared",
+        method="gamatr-shared-no-identity",
         env=TeamEnvConfig(kwargs={"preset": "paper", "num_uavs": 3}, num_envs=64),
         learner=GAMATRConfig(mode="independent"),
         total_steps=200_000,
@@ -53,6 +53,7 @@ def uav_city() -> TeamTaskConfig:
     return TeamTaskConfig(
         method="gamatr-shared",
         env=TeamEnvConfig(kwargs={"preset": "city"}, num_envs=32),
+        policy=TeamPolicyConfig(identity=True),
         learner=GAMATRConfig(mode="independent"),
         total_steps=200_000,
     )
@@ -97,7 +98,7 @@ METHODS: dict[str, Method] = {
         "sequential",
     ),
     "gamatr-shared": Method(
-        "GA-MATR with one shared actor, for teams of any size",
+        "GA-MATR with one shared actor; without agent identity where recipes test several team sizes",
         {**_GRAPH, "shared": True},
         "independent",
     ),
@@ -112,7 +113,7 @@ METHODS: dict[str, Method] = {
         "independent",
     ),
     "mappo": Method(
-        "clipped updates, shared weights without agent identity, central critic, no graph",
+        "clipped updates, shared weights with agent identity, central critic, no graph",
         {**_NO_GRAPH, "shared": True},
         "clip",
     ),
@@ -151,10 +152,16 @@ METHODS: dict[str, Method] = {
 
 
 def with_method(config: TeamTaskConfig, name: str) -> TeamTaskConfig:
-    """Return the config with another method. Raises KeyError on an unknown name."""
+    """Return the config with another method. Raises KeyError on an unknown name.
+
+    Methods with a shared actor give it the agent's identity. A recipe that tests other team sizes has none,
+    and the label of the method then says so.
+    """
     method = METHODS[name]
-    policy = dataclasses.replace(config.policy, **method.policy)
+    shared, sizes = method.policy["shared"], size_range(config.recipe)
+    policy = dataclasses.replace(config.policy, identity=shared and sizes is None, **method.policy)
     if method.memory is not None:
         policy = dataclasses.replace(policy, memory=make_config(method.memory, dim=policy.memory.dim))
     learner = dataclasses.replace(config.learner, mode=method.mode)
-    return dataclasses.replace(config, method=name, policy=policy, learner=learner)
+    label = f"{name}-no-identity" if shared and sizes is not None else name
+    return dataclasses.replace(config, method=label, policy=policy, learner=learner)

@@ -86,9 +86,11 @@ def _differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, str]:
 def _check_spaces(there: Spaces, config: Any) -> None:
     here = config.env.spaces()
     team = here.num_agents is not None
-    if team and here.num_agents != there.num_agents and not config.policy.shared:
+    has_one_size = team and (config.policy.identity or not config.policy.shared)
+    if has_one_size and here.num_agents != there.num_agents:
         difference = f"the team has {here.num_agents} agents here and {there.num_agents} there"
-        raise _mismatch_error(config, "only policy.shared=True supports teams of other sizes", difference)
+        remedy = "only policy.shared=True with policy.identity=False supports teams of other sizes"
+        raise _mismatch_error(config, remedy, difference)
     remedy = "choose an environment with the same spaces, or name another run"
     if here.action != there.action:
         raise _mismatch_error(

@@ -374,7 +374,8 @@ class Run:
             raise ValueError(
                 f"the policy of {self.path} does not match the environment settings {env.kwargs}: it was "
                 f"trained with {config.env.kwargs}. Each agent needs the same observation and action spaces "
-                f"as in training. Other team sizes need policy.shared=True ({error})"
+                "as in training. Other team sizes need policy.shared=True and policy.identity=False "
+                f"({error})"
             ) from error
         if self.untrusted:
             state_bytes = state_nbytes(sketch(build, MEMORY_LIMIT), MAX_ENVS)

@@ -102,7 +102,7 @@ def _scores_by_size(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, d
         )
         by_label: dict[str, list[Scores]] = {}
         for run in runs:
-            if _config(run).policy.shared:
+            if _config(run).policy.shared and not _config(run).policy.identity:
                 play = partial(_play, partial(run.team_policy_for, config.env), config, run.config.seed)
                 by_label.setdefault(run.config.label, []).append(
                     _load_or_play(_size_file(run, name, value), play)

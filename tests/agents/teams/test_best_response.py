@@ -33,8 +33,13 @@ def make_policy(**fields: Any) -> TeamPolicy:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"shared": True}, {"shared": False}, {"shared": False, "joint": True}],
-    ids=["shared", "separate", "joint"],
+    [
+        {"shared": True},
+        {"shared": True, "identity": True},
+        {"shared": False},
+        {"shared": False, "joint": True},
+    ],
+    ids=["shared", "identity", "separate", "joint"],
 )
 def test_only_one_actor_moves_and_begins_as_the_team_acts(fields: dict[str, bool]) -> None:
     policy = make_policy(**fields)

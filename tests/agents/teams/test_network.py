@@ -18,9 +18,9 @@ SPACE = spaces.Dict(
 )
 
 
-def make_network(rounds: int, memory: str = "gru") -> TeamNetwork:
+def make_network(rounds: int, memory: str = "gru", identities: int | None = None) -> TeamNetwork:
     torch.manual_seed(0)
-    return TeamNetwork(SPACE, make_config(memory, dim=8), rounds, 2)
+    return TeamNetwork(SPACE, make_config(memory, dim=8), rounds, 2, identities)
 
 
 def make_inputs(seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -38,8 +38,9 @@ def make_inputs(seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 
 @pytest.mark.parametrize("rounds", [0, 1, 2])
 @pytest.mark.parametrize("memory", ["none", "gru", "hcam"])
-def test_steps_give_what_a_segment_gives_at_once(rounds: int, memory: str) -> None:
-    network = make_network(rounds, memory)
+@pytest.mark.parametrize("identities", [None, AGENTS])
+def test_steps_give_what_a_segment_gives_at_once(rounds: int, memory: str, identities: int | None) -> None:
+    network = make_network(rounds, memory, identities)
     leaves, alive, start = make_inputs()
     state = network.initial_state(BATCH, AGENTS)
     whole, last = network(leaves, alive, state, start)
@@ -53,8 +54,9 @@ def test_steps_give_what_a_segment_gives_at_once(rounds: int, memory: str) -> No
 
 @pytest.mark.parametrize("rounds", [0, 2])
 @pytest.mark.parametrize("agent", range(AGENTS))
-def test_an_agent_asked_alone_is_its_column_of_all(rounds: int, agent: int) -> None:
-    network = make_network(rounds)
+@pytest.mark.parametrize("identities", [None, AGENTS])
+def test_an_agent_asked_alone_is_its_column_of_all(rounds: int, agent: int, identities: int | None) -> None:
+    network = make_network(rounds, identities=identities)
     leaves, alive, start = make_inputs()
     whole, _ = network(leaves, alive, network.initial_state(BATCH, AGENTS), start)
     own, _ = network(leaves, alive, network.initial_state(BATCH), start, agent=agent)
@@ -79,3 +81,32 @@ def test_the_living_hear_themselves_and_their_living_neighbours() -> None:
 def test_a_bit_is_needed_for_each_agent() -> None:
     with pytest.raises(ValueError, match="4 bits in a team of 3"):
         build_hearing_mask(torch.ones(1, 3, 4), None)
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_an_identity_equals_an_index_in_the_observation(rounds: int) -> None:
+    network, (leaves, alive, start) = make_network(rounds, identities=AGENTS), make_inputs()
+    space = spaces.Dict({**SPACE.spaces, "index": spaces.Discrete(AGENTS)})
+    reference = TeamNetwork(space, make_config("gru", dim=8), rounds, 2)
+    reference.load_state_dict(network.state_dict())
+    state = network.initial_state(BATCH, AGENTS)
+    index = torch.arange(AGENTS).expand(BATCH, TIME, AGENTS)
+    expected, _ = reference({**leaves, "index": index}, alive, state, start)
+    torch.testing.assert_close(network(leaves, alive, state, start)[0], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("identities", [None, AGENTS])
+def test_agents_with_equal_observations_differ_only_by_identity(identities: int | None) -> None:
+    network, (leaves, _, start) = make_network(0, identities=identities), make_inputs()
+    leaves["own"] = leaves["own"][:, :, :1].expand(-1, -1, AGENTS, -1)
+    features, _ = network(leaves, None, network.initial_state(BATCH, AGENTS), start)
+    assert torch.allclose(features[:, :, 0], features[:, :, 1]) == (identities is None)
+
+
+def test_identities_serve_one_team_size_and_need_their_own_name() -> None:
+    network, (leaves, alive, start) = make_network(0, identities=AGENTS + 1), make_inputs()
+    with pytest.raises(ValueError, match="identities of 4 agents, and the team has 3"):
+        network(leaves, alive, network.initial_state(BATCH, AGENTS), start)
+    space = spaces.Dict({"identity": spaces.Discrete(3)})
+    with pytest.raises(ValueError, match="already have one; rename that one or set identity=False"):
+        TeamNetwork(space, make_config("gru", dim=8), 0, 2, 3)

@@ -106,6 +106,15 @@ def test_a_method_overrides_the_recipe(recipe):
     assert with_method(with_method(config, "itrpo"), "gamatr") == with_method(config, "gamatr")
 
 
+def test_a_shared_actor_knows_its_agent_unless_team_sizes_change():
+    small, three = RECIPES["uav-small"](), RECIPES["uav-three"]()
+    assert (with_method(small, "mappo").policy.identity, with_method(small, "mappo").label) == (True, "mappo")
+    without = with_method(three, "mappo")
+    assert (without.policy.identity, without.label) == (False, "mappo-no-identity")
+    assert not with_method(small, "happo").policy.identity
+    assert three == with_method(three, "gamatr-shared")
+
+
 @pytest.mark.requires("mpe2")
 def test_pettingzoos_own_environments_train(tmp_path):
     config = dataclasses.replace(

@@ -41,6 +41,13 @@ def test_a_shared_actor_is_compared_with_rules_in_teams_of_other_sizes(tmp_path,
     )[0]
     labels = [line.split(" | ")[0].removeprefix("| ") for line in returns.strip().splitlines()]
     # HATRPO has one actor per agent, so it cannot play at other team sizes.
-    assert labels == ["method", "---", "gamatr-shared", "rule: random", "rule: static", "rule: follow"]
+    assert labels == [
+        "method",
+        "---",
+        "gamatr-shared-no-identity",
+        "rule: random",
+        "rule: static",
+        "rule: follow",
+    ]
     png = (tmp_path / "out" / "uav-three-sizes.png").read_bytes()
     assert png.startswith(b"\x89PNG")
