@@ -33,6 +33,9 @@ class Recipe(Generic[AnyExperiment]):
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Memory settings of this recipe: a dict from memory name to values of config fields. If a memory is
     selected by its name, these values replace the defaults of its config."""
+    episode_steps: int | None = None
+    """Maximum number of steps of an episode in training; None if unknown. Attention memories that are
+    selected by name get a window of at least this length, so that they see the whole episode."""
 
     def __call__(self) -> AnyExperiment:
         """Return the config, with the recipe's name set."""
@@ -44,6 +47,8 @@ class Recipe(Generic[AnyExperiment]):
         return (self.make.__doc__ or "").strip().partition("\n")[0]
 
 
+_WINDOW_MEMORIES = ("gtrxl", "sink")  # they see `window` steps, and nothing before except sinks
+
 RECIPES: dict[str, Recipe[Any]] = {}
 """All recipes by name, in the order of `scrubjay list`."""
 
@@ -54,6 +59,7 @@ def recipe(
     longer: Range | None = None,
     sizes: Range | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    episode_steps: int | None = None,
 ) -> Callable[[Callable[[], AnyExperiment]], Recipe[AnyExperiment]]:
     """Return a decorator that registers a recipe; it decorates the function that returns the config.
 
@@ -63,7 +69,9 @@ def recipe(
     def declare(make: Callable[[], AnyExperiment]) -> Recipe[AnyExperiment]:
         if name in RECIPES:
             raise ValueError(f"recipe {name!r} is already registered: {RECIPES[name].description}")
-        RECIPES[name] = new_recipe = Recipe[AnyExperiment](name, make, longer, sizes, settings or {})
+        RECIPES[name] = new_recipe = Recipe[AnyExperiment](
+            name, make, longer, sizes, settings or {}, episode_steps
+        )
         return new_recipe
 
     return declare
@@ -80,11 +88,17 @@ def size_range(name: str) -> Range | None:
 
 
 def with_memory(config: AnyExperiment, memory: str | MemoryConfig) -> AnyExperiment:
-    """Return the config with another memory. A memory passed by name gets the width of the current memory.
+    """Return the config with another memory.
 
-    Raises ValueError on an unknown name.
+    A memory passed by name gets the width of the current memory and the settings of the recipe. Raises
+    ValueError on an unknown name.
     """
     if isinstance(memory, str):
-        settings = RECIPES[config.recipe].settings if config.recipe in RECIPES else {}
-        memory = make_config(memory, dim=config.memory.dim, **settings.get(memory, {}))
+        name, own = memory, RECIPES.get(config.recipe)
+        memory = make_config(
+            name, dim=config.memory.dim, **({} if own is None else own.settings.get(name, {}))
+        )
+        window, steps = getattr(memory, "window", 0), None if own is None else own.episode_steps
+        if name in _WINDOW_MEMORIES and steps is not None and window < steps:
+            memory = make_config(name, **{**vars(memory), "window": steps})
     return config.with_memory(memory)

@@ -18,7 +18,7 @@ from scrubjay.memory import make_config
 TWO_LAYERS = {"hcam": {"num_layers": 2}}
 
 
-@recipe("tmaze", longer=("corridor_length", (1, 2, 5, 10, 100)))
+@recipe("tmaze", longer=("corridor_length", (1, 2, 5, 10, 100)), episode_steps=51)
 def tmaze() -> TrainConfig:
     """T-maze, corridor of 50 steps: a cue at the start shows where to turn at the end."""
     return TrainConfig(
@@ -47,7 +47,7 @@ def tmaze() -> TrainConfig:
 _SLOT_SETTINGS = {"elmur": {"chunk_size": 4, "num_slots": 2, "blend": 0.0}}
 
 
-@recipe("tmaze-20", longer=("corridor_length", (1, 25, 500)), settings=_SLOT_SETTINGS)
+@recipe("tmaze-20", longer=("corridor_length", (1, 25, 500)), settings=_SLOT_SETTINGS, episode_steps=21)
 def tmaze_20() -> TrainConfig:
     """T-maze, corridor of 20 steps, with the settings of tmaze; tested at lengths up to 10,000."""
     config = tmaze()
@@ -80,7 +80,7 @@ def _gru_config(
     )
 
 
-@recipe("tmaze-demo", longer=("corridor_length", (1, 2, 5, 10)))
+@recipe("tmaze-demo", longer=("corridor_length", (1, 2, 5, 10)), episode_steps=21)
 def tmaze_demo() -> TrainConfig:
     """T-maze, corridor of 20 steps: trains in one to two minutes on a laptop; some seeds unlearn the task."""
     return _gru_config(
@@ -92,19 +92,19 @@ def tmaze_demo() -> TrainConfig:
     )
 
 
-@recipe("repeat-previous", longer=("num_decks", (1, 2, 5, 10)))
+@recipe("repeat-previous", longer=("num_decks", (1, 2, 5, 10)), episode_steps=51)
 def repeat_previous() -> TrainConfig:
     """Name the suit of the card shown four steps ago."""
     return _gru_config("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, PPOConfig(learning_rate=1e-3))
 
 
-@recipe("recall-demo")
+@recipe("recall-demo", episode_steps=51)
 def recall_demo() -> TrainConfig:
     """Name the suit of the card shown four steps ago; the short training of `scrubjay demo`."""
     return dataclasses.replace(repeat_previous(), total_steps=250_000)
 
 
-@recipe("autoencode", longer=("num_cards", (1, 2, 4)), settings=TWO_LAYERS)
+@recipe("autoencode", longer=("num_cards", (1, 2, 4)), settings=TWO_LAYERS, episode_steps=15)
 def autoencode() -> TrainConfig:
     """Watch 8 cards, then name their suits in reverse order."""
     return _gru_config(
@@ -116,7 +116,7 @@ def autoencode() -> TrainConfig:
     )
 
 
-@recipe("memory-planning", settings=TWO_LAYERS)
+@recipe("memory-planning", settings=TWO_LAYERS, episode_steps=20)
 def memory_planning() -> TrainConfig:
     """Explore an unknown 2 x 2 torus and walk to a sequence of goals."""
     return _gru_config(
@@ -127,7 +127,7 @@ def memory_planning() -> TrainConfig:
     )
 
 
-@recipe("key-to-door", longer=("distract_steps", (1, 2, 5, 10)), settings=TWO_LAYERS)
+@recipe("key-to-door", longer=("distract_steps", (1, 2, 5, 10)), settings=TWO_LAYERS, episode_steps=31)
 def key_to_door() -> TrainConfig:
     """Pick up a colored key, wait, then enter the door of the same color."""
     return _gru_config(
@@ -143,7 +143,7 @@ def key_to_door() -> TrainConfig:
     )
 
 
-@recipe("count-recall", settings=TWO_LAYERS)
+@recipe("count-recall", settings=TWO_LAYERS, episode_steps=11)
 def count_recall() -> TrainConfig:
     """Count how often the queried card has occurred among up to 12 cards."""
     return _gru_config(
@@ -190,13 +190,13 @@ def _ballet_config(dancers: dict[str, Any], chunks: int, num_envs: int, segment_
     )
 
 
-@recipe("ballet", settings={"hcam": _hcam_settings(4)})
+@recipe("ballet", settings={"hcam": _hcam_settings(4)}, episode_steps=66)
 def ballet() -> TrainConfig:
     """Ballet: watch 2 dancers, then walk to the one whose dance is named; see also ballet-4 and -8."""
     return _ballet_config({"num_dancers": 2, "delay": 2}, 4, num_envs=192, segment_length=64)
 
 
-@recipe("ballet-4", settings={"hcam": _hcam_settings(10), "landmark": {"top_k": 10}})
+@recipe("ballet-4", settings={"hcam": _hcam_settings(10), "landmark": {"top_k": 10}}, episode_steps=160)
 def ballet_4() -> TrainConfig:
     """Ballet with 2 to 4 dancers and 16 steps between dances."""
     return _ballet_config(
@@ -204,7 +204,7 @@ def ballet_4() -> TrainConfig:
     )
 
 
-@recipe("ballet-8", settings={"hcam": _hcam_settings(18), "landmark": {"top_k": 18}})
+@recipe("ballet-8", settings={"hcam": _hcam_settings(18), "landmark": {"top_k": 18}}, episode_steps=288)
 def ballet_8() -> TrainConfig:
     """Ballet with 2 to 8 dancers and 16 steps between dances."""
     return _ballet_config(
@@ -251,25 +251,25 @@ def _popgym_config(env_id: str, kwargs: dict[str, KwargValue], gamma: float) -> 
     return _gru_config(env_id, kwargs, learner, total_steps=1_000_000)
 
 
-@recipe("popgym-repeat-previous", settings=TWO_LAYERS)
+@recipe("popgym-repeat-previous", settings=TWO_LAYERS, episode_steps=51)
 def popgym_repeat_previous() -> TrainConfig:
     """POPGym's RepeatPreviousEasy: name the suit of the card shown four steps ago."""
     return _popgym_config("scrubjay/RepeatPrevious-v0", {"k": 4}, gamma=0.9)
 
 
-@recipe("popgym-autoencode", settings=TWO_LAYERS)
+@recipe("popgym-autoencode", settings=TWO_LAYERS, episode_steps=103)
 def popgym_autoencode() -> TrainConfig:
     """POPGym's AutoencodeEasy: watch 52 cards, then name their suits in reverse order."""
     return _popgym_config("scrubjay/Autoencode-v0", {"num_cards": 52}, gamma=0.9)
 
 
-@recipe("popgym-count-recall", settings=TWO_LAYERS)
+@recipe("popgym-count-recall", settings=TWO_LAYERS, episode_steps=51)
 def popgym_count_recall() -> TrainConfig:
     """POPGym's CountRecallEasy: count the cards of the queried color among up to 52."""
     return _popgym_config("scrubjay/CountRecall-v0", {"num_cards": 52, "num_values": 2}, gamma=0.9)
 
 
-@recipe("popgym-cartpole", settings=TWO_LAYERS)
+@recipe("popgym-cartpole", settings=TWO_LAYERS, episode_steps=200)
 def popgym_cartpole() -> TrainConfig:
     """POPGym's PositionOnlyCartPoleEasy: balance a pole; only position and angle are observed."""
     return _popgym_config("popgym:popgym-PositionOnlyCartPoleEasy-v0", {}, gamma=0.99)

@@ -54,6 +54,26 @@ def test_what_is_said_to_make_a_task_longer_or_larger_does(name):
         env.make().close()
 
 
+@pytest.mark.parametrize(
+    "name", recipe_parameters(*[name for name in RECIPES if not RECIPES[name].episode_steps])
+)
+def test_no_episode_is_longer_than_the_windows_of_attention_memories(name):
+    config, steps = RECIPES[name](), RECIPES[name].episode_steps
+    with config.env.make() as env:
+        env.action_space.seed(0)
+        for seed in range(5):
+            env.reset(seed=seed)
+            length, over = 0, False
+            while not over:
+                *_, terminated, truncated, _ = env.step(env.action_space.sample())
+                length, over = length + 1, terminated or truncated
+            assert length <= steps
+    defaults = {memory: make_config(memory).window for memory in ("gtrxl", "sink")}
+    for memory, default in defaults.items():
+        assert with_memory(config, memory).memory.window == max(default, steps)
+        assert with_memory(config, make_config(memory, dim=64)).memory.window == default
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].settings])
 def test_memories_have_the_settings_that_a_recipe_gives_them(name):
     for memory, settings in RECIPES[name].settings.items():
