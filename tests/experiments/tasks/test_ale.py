@@ -10,16 +10,8 @@ from gymnasium.vector import SyncVectorEnv
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.experiments import EnvConfig, Run
 
-SIZES = [
-    "--env.num-envs",
-    "2",
-    "--segment-length",
-    "8",
-    "--policy.memory.dim",
-    "16",
-    "--learner.num-minibatches",
-    "1",
-]
+SIZES = ["--env.num-envs", "2", "--segment-length", "8", "--policy.memory.dim", "16"]
+SIZES += ["--learner.num-minibatches", "1"]
 # An episode of random play lasts 1,000 steps or more.
 SHORT = ["--env.kwargs", "max_episode_steps", 12]
 
