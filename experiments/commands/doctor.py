@@ -26,6 +26,7 @@ EXTRAS = {
     "gpu": "Triton kernels, where torch does not include Triton (it does from PyPI on Linux)",
     "langgraph": "LangGraph store, checkpointer and middleware",
     "lm": "local language models: chat, inspect, longcontext",
+    "minigrid": "MiniGrid and BabyAI environments",
     "mlflow": "scrubjay train --logger mlflow",
     "mpe": "PettingZoo particle environments (MPE)",
     "multilingual": "semantic search in memory banks, a hundred languages",

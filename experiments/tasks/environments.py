@@ -23,6 +23,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
 from scrubjay.envs.previous_step import Input, PreviousStep, PreviousSteps
+from scrubjay.envs.text import TextMode, TextObservation, has_text
 from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.files import parse_object
 from scrubjay.experiments.tasks.faults import (
@@ -41,8 +42,10 @@ SETTING_ERRORS = (ArithmeticError, AssertionError, LookupError, TypeError, Value
 KwargValue = bool | int | float | str
 """Value of an environment's setting."""
 
-_EXTRA_SINGLE = re.compile(r"popgym:popgym-\w+-v\d+", re.ASCII)
+_EXTRA_SINGLE = re.compile(r"popgym:popgym-\w+-v\d+|minigrid:(?:MiniGrid|BabyAI)-[\w-]+-v\d+", re.ASCII)
 _EXTRA_TEAM = re.compile(r"mpe2\.simple\w*_v\d+:parallel_env", re.ASCII)
+_MODULES = {"ALE/": "ale_py", "popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
+"""Module that registers the gymnasium ids with a prefix; it is also the name of an extra, except for ALE."""
 _SAFE_SETTINGS = frozenset({"map_name", "render_mode"})
 _SAFE_RENDER_MODES = (None, "rgb_array", "rgb_array_list", "ansi", "ansi_list")
 """Render modes that open no window."""
@@ -64,6 +67,8 @@ class EnvConfig:
     """Inputs of the policy: the observation, and optionally the previous action and reward."""
     subprocesses: bool = False
     """Run each environment in its own process; faster only if a step takes more than about 0.2 ms."""
+    text: TextMode = "encode"
+    """Text in observations: encode it as a set of words, or drop it."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "num_envs")
@@ -96,8 +101,16 @@ class EnvConfig:
             raise ValueError(message) from error
         except SETTING_ERRORS as error:
             raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
-        env = check_single(env, self.id)
+        env = self._convert_text(check_single(env, self.id))
         return PreviousStep(env, self.inputs) if self._wraps else env
+
+    def _convert_text(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+        if not has_text(env.observation_space):
+            return env
+        try:
+            return TextObservation(env, self.text)
+        except ValueError as error:
+            raise ValueError(f"environment {str(self.id)!r}: {error}") from error
 
     @property
     def _wraps(self) -> bool:
@@ -243,11 +256,11 @@ def describe_setting_error(name: str, kwargs: Mapping[str, Any], error: Exceptio
 def _describe_unknown(name: str, reason: str) -> str:
     if hint := install_hint(name):
         return f"environment {name!r}: {reason.partition('. ')[0]}; {hint}"
-    if name.startswith("popgym-"):
-        return f"unknown environment {name!r}; did you mean 'popgym:{name}' (extra popgym)?"
+    if ":" not in name and (module := _find_module(name)):
+        return f"unknown environment {name!r}; did you mean '{module}:{name}' (extra {module})?"
     known_names = [*list_environments(), *gymnasium.registry]
     close = [
-        f"popgym:{match}" if match.startswith("popgym-") else match
+        f"{module}:{match}" if (module := _find_module(match)) else match
         for match in difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
     ]
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -255,6 +268,11 @@ def _describe_unknown(name: str, reason: str) -> str:
         f"unknown environment {name!r} ({reason}); choose a gymnasium id, module:callable "
         f"or one of {', '.join(list_environments()) or 'those you registered'}{hint}"
     )
+
+
+def _find_module(name: str) -> str | None:
+    """Return the module to import for a gymnasium id that lacks it; None if its prefix is unknown."""
+    return next((module for prefix, module in _MODULES.items() if name.startswith(prefix)), None)
 
 
 @dataclass(frozen=True)
@@ -305,8 +323,8 @@ def is_safe(name: str, kwargs: Mapping[str, Any]) -> bool:
     """Return True if an untrusted file may name this single-agent environment.
 
     Such an environment runs no untrusted code. Environments of Scrubjay, of gymnasium's registry (built in or
-    registered by this process) and of POPGym, an extra of Scrubjay, are safe. Settings of gymnasium's and
-    POPGym's environments must not be strings, except `map_name` and `render_mode`: some environments read
+    registered by this process) and of POPGym and MiniGrid, extras of Scrubjay, are safe. Settings of
+    environments that are not Scrubjay's must not be strings, except `map_name` and `render_mode`: some environments read
     files or import modules that a setting names. The render mode must open no window.
     """
     if opens_window(kwargs):
@@ -350,7 +368,7 @@ def admit(name: str, kwargs: Mapping[str, Any]) -> None:
 def make_env_importable(name: str) -> None:
     """Make the module of an environment's `module:name` importable from the current folder.
 
-    Environments of the extras POPGym and MPE are excluded: they must come from installed packages.
+    Environments of the extras POPGym, MiniGrid and MPE are excluded: they must come from installed packages.
     """
     if not (_EXTRA_SINGLE.fullmatch(name) or _EXTRA_TEAM.fullmatch(name)):
         make_importable(name.partition(":")[0])

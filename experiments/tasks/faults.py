@@ -220,6 +220,7 @@ _REMEDIES = {
     "sklearn": "pip install scikit-learn",
     "yaml": "pip install pyyaml",
     "mpe2": "pip install 'scrubjay[mpe]'",
+    "minigrid": "pip install 'scrubjay[minigrid]'",
     "popgym": "pip install 'scrubjay[popgym]'",
     # Its requirements pin an older gymnasium, hence --no-deps.
     "memory_gym": "pip install --no-deps memory-gym pygame",

@@ -133,7 +133,7 @@ from scrubjay.experiments.commands.main import main
 class WithoutExtras(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if path is None and name in ("popgym", "mpe2"):
+        if path is None and name in ("popgym", "minigrid", "mpe2"):
             path = [folder for folder in sys.path if "site-packages" not in folder]
         return PathFinder.find_spec(name, path, target)
 
@@ -142,18 +142,20 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("what", ["untrusted run", "recipe"])
+@pytest.mark.parametrize(
+    "what", ["popgym:popgym-RepeatPreviousEasy-v0", "minigrid:MiniGrid-MemoryS7-v0", "recipe"]
+)
 def test_environments_that_the_user_did_not_name_are_not_imported_from_the_folder(
     finished_run, tmp_path, what
 ):
-    """A run may use environments of two extras. Without the extras, a local module must not replace them."""
-    for name in ("popgym", "mpe2"):
+    """A run may use environments of three extras. Without the extras, a local module must not replace them."""
+    for name in ("popgym", "minigrid", "mpe2"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     arguments = ["train", "spread", "--run-dir", "new"]
-    if what == "untrusted run":
+    if what != "recipe":  # in an untrusted run
         shutil.copytree(finished_run.path, tmp_path / "run")
         fields = json.loads((tmp_path / "run" / "config.json").read_text())
-        fields["env"] |= {"id": "popgym:popgym-RepeatPreviousEasy-v0", "kwargs": {}}
+        fields["env"] |= {"id": what, "kwargs": {}}
         (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
         arguments = ["eval", "run", "--episodes", "2"]
     command = [sys.executable, "-P", "-c", WITHOUT_EXTRAS, *arguments]

@@ -16,7 +16,7 @@ WITHOUT = """
 import contextlib, io, json, sys
 class Without:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("mpe2", "popgym", "memory_gym", "imageio_ffmpeg", "ale_py", "cv2"):
+        if name.partition(".")[0] in ("mpe2", "popgym", "minigrid", "memory_gym", "imageio_ffmpeg", "ale_py", "cv2"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Without())
 from scrubjay.experiments.commands.main import main
@@ -36,6 +36,13 @@ CASES = [
         ["train", "ppo", "--env", "popgym-CountRecallEasy-v0"],
         "did you mean 'popgym:popgym-CountRecallEasy-v0' (extra popgym)?",
     ),
+    (["train", "ppo", "--env", "minigrid:MiniGrid-MemoryS7-v0"], "pip install 'scrubjay[minigrid]'"),
+    (["train", "ppo", "--env", "minigrid.envs:MemoryEnv"], "pip install 'scrubjay[minigrid]'"),
+    (
+        ["train", "ppo", "--env", "MiniGrid-MemoryS7-v0"],
+        "did you mean 'minigrid:MiniGrid-MemoryS7-v0' (extra minigrid)?",
+    ),
+    (["play", "BabyAI-GoToObj-v0"], "did you mean 'minigrid:BabyAI-GoToObj-v0' (extra minigrid)?"),
     (["train", "ppo", "--env", "memory_gym:MortarMayhem-Grid-v0"], MEMORY_GYM),
     (["train", "ppo", "--env", "memory_gym.mortar_mayhem_grid:GridMortarMayhemEnv"], MEMORY_GYM),
     (["train", "ppo", "--env", "ALE/Pong-v5"], "pip install ale-py, and name it ale_py:ALE/Pong-v5"),
@@ -64,6 +71,7 @@ def test_what_is_missing_is_named_with_what_brings_it(tmp_path):
             "No module named 'mpe2.simple_sprad_v3'; write module:callable",
         ),
         ("popgym:popgym-CountRecalEasy-v0", "did you mean 'popgym:popgym-CountRecallEasy-v0'?"),
+        ("minigrid:MiniGrid-MemoryS8-v0", "did you mean 'minigrid:MiniGrid-MemoryS"),
     ],
 )
 def test_who_has_the_package_is_not_told_to_install_it(name, message, usage_error, require):

@@ -1,0 +1,96 @@
+"""MiniGrid with the unmodified command, with its mission encoded or dropped."""
+
+from __future__ import annotations
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+
+from scrubjay.envs import TextObservation
+from scrubjay.experiments import EnvConfig, Run
+from scrubjay.experiments.tasks import environments as names
+
+pytestmark = pytest.mark.requires("minigrid")
+
+NAME = "minigrid:MiniGrid-Fetch-5x5-N2-v0"
+SIZES = "--env.num-envs 2 --segment-length 8 --policy.memory.dim 16 --learner.num-minibatches 1".split()
+
+
+@pytest.mark.parametrize("text", ["encode", "drop"])
+def test_a_policy_trains_resumes_and_acts(text, here, tmp_path):
+    words = ["train", "ppo", "--env", NAME, "--env.text", text, "--run-dir", "run", *SIZES]
+    code, _, err = here(*words, "--total-steps", 64, "--eval-episodes", 0, "--quiet")
+    assert code == 0, err
+    code, _, err = here("resume", "run", "--total-steps", 96, "--quiet")
+    assert code == 0, err
+    code, out, err = here("eval", "run", "--episodes", 2)
+    assert code == 0, err
+    assert NAME in out
+    policy = Run.load(tmp_path / "run").policy
+    env = TextObservation(gymnasium.make(NAME), text)
+    observation, _ = env.reset(seed=0)
+    assert ("mission" in observation) == (text == "encode")
+    for _ in range(3):
+        action, _ = policy.act(observation)
+        observation, *_ = env.step(action)
+    env.close()
+
+
+def test_the_mission_reaches_the_policy(here, tmp_path):
+    words = ["train", "ppo", "--env", NAME, "--run-dir", "run", *SIZES, "--total-steps", 32]
+    assert here(*words, "--eval-episodes", 0, "--quiet")[0] == 0
+    policy = Run.load(tmp_path / "run").policy
+    env = EnvConfig(NAME).make()
+    observation, _ = env.reset(seed=0)
+    other = next(
+        o for o, _ in (env.reset(seed=seed) for seed in range(1, 50)) if not same_mission(o, observation)
+    )
+    variant = {**observation, "mission": other["mission"]}
+    states = [policy.act(version)[1] for version in (observation, variant)]
+    assert any(not (states[0][key] == states[1][key]).all() for key in states[0])
+    env.close()
+
+
+def same_mission(one, other):
+    return np.array_equal(one["mission"]["words"], other["mission"]["words"])
+
+
+def test_previous_actions_are_added_to_a_mission(here):
+    words = [
+        "train",
+        "ppo",
+        "--env",
+        NAME,
+        "--env.inputs",
+        "observation",
+        "action",
+        "--run-dir",
+        "run",
+        *SIZES,
+    ]
+    code, _, err = here(*words, "--total-steps", 32, "--eval-episodes", 2, "--quiet")
+    assert code == 0, err
+
+
+def test_a_run_from_elsewhere_may_name_it_but_no_setting_with_a_text(here, tmp_path, monkeypatch):
+    words = ["train", "ppo", "--env", NAME, "--run-dir", "run", *SIZES, "--total-steps", 32]
+    assert here(*words, "--eval-episodes", 0, "--quiet")[0] == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    for id_, kwargs, is_refused in (
+        (NAME, {}, False),
+        (NAME, {"size": 6}, False),
+        (NAME, {"wfc_config": "/etc/passwd"}, True),
+        (NAME, {"render_mode": "human"}, True),
+        ("minigrid:CartPole-v1", {}, True),
+        ("minigrid.envs:FetchEnv", {}, True),
+    ):
+        monkeypatch.setattr(names, "_USER_NAMES", set())
+        path = tmp_path / "moved" / "config.json"
+        fields = json.loads(path.read_text())
+        fields["env"] |= {"id": id_, "kwargs": kwargs}
+        path.write_text(json.dumps(fields))
+        code, _, err = here("eval", "moved", "--episodes", 1)
+        assert ("add --trust" in err) == is_refused, (id_, kwargs, err)
+        assert code == (2 if is_refused else 0), err
