@@ -6,13 +6,13 @@ inputs, a memory need not infer the actions and rewards of its agent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
 from gymnasium import Space
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
@@ -25,8 +25,8 @@ class PreviousStep(gymnasium.Wrapper, RecordConstructorArgs):
 
     `inputs` selects the keys of the dict: "observation", "action" and "reward". After a reset the
     reward is 0 and the action is "no action": an extra index of a Discrete or MultiDiscrete space, zeros of a
-    Box or MultiBinary space. Raises ValueError on unknown inputs and TypeError on another type of action
-    space.
+    Box or MultiBinary space. In a Dict or Tuple space every part is "no action". Raises ValueError on unknown
+    inputs and TypeError on another type of action space.
     """
 
     stateless = True
@@ -90,20 +90,21 @@ class PreviousSteps(VectorWrapper):
         The first observation after an automatic reset gets "no action" and the reward 0.
         """
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        action_array = np.array(self._builder.cast_action(np.asarray(actions)))
+        action_array = self._builder.cast_action(actions, batched=True)
         reward_array = np.asarray(rewards, dtype=np.float32)[:, None].copy()
         dones = np.asarray(terminated) | np.asarray(truncated)
         if dones.any():
-            final_obs = self._build_final(infos["final_obs"], dones, action_array.copy(), reward_array.copy())
+            final_obs = self._build_final(
+                infos["final_obs"], dones, _map_parts(np.copy, action_array), reward_array.copy()
+            )
             infos = {**infos, "final_obs": final_obs}
             none, zero = self._build_empty()
-            action_array[dones], reward_array[dones] = none[dones], zero[dones]
+            _map_parts(lambda array, empty: array.__setitem__(dones, empty[dones]), action_array, none)
+            reward_array[dones] = zero[dones]
         observations = self._builder.build(observations, action_array, reward_array)
         return observations, rewards, terminated, truncated, infos
 
-    def _build_final(
-        self, final_obs: Any, dones: np.ndarray, actions: np.ndarray, rewards: np.ndarray
-    ) -> Any:
+    def _build_final(self, final_obs: Any, dones: np.ndarray, actions: Any, rewards: np.ndarray) -> Any:
         """Add actions and rewards to the final observations.
 
         The result has the form of `final_obs`: a batch, or an object array with one entry per environment.
@@ -112,14 +113,15 @@ class PreviousSteps(VectorWrapper):
             return self._builder.build(final_obs, actions, rewards)
         final = np.full(self.num_envs, None, dtype=object)
         for row in np.flatnonzero(dones):
-            final[row] = self._builder.build(final_obs[row], actions[row], rewards[row])
+            own_action = _map_parts(lambda array, row=row: array[row], actions)
+            final[row] = self._builder.build(final_obs[row], own_action, rewards[row])
         return final
 
-    def _build_empty(self) -> tuple[np.ndarray, np.ndarray]:
-        none = np.asarray(self._builder.no_action)
-        return np.tile(none, (self.num_envs, *[1] * none.ndim)), np.zeros(
-            (self.num_envs, 1), dtype=np.float32
+    def _build_empty(self) -> tuple[Any, np.ndarray]:
+        none = _map_parts(
+            lambda value: np.tile(value, (self.num_envs, *[1] * np.ndim(value))), self._builder.no_action
         )
+        return none, np.zeros((self.num_envs, 1), dtype=np.float32)
 
 
 class _ObservationBuilder:
@@ -134,11 +136,15 @@ class _ObservationBuilder:
         reward_space = Box(-np.inf, np.inf, (1,), np.float32)
         spaces = {"observation": observation, "action": action_space, "reward": reward_space}
         self.space = Dict({name: spaces[name] for name in self.inputs})
-        self._dtype = action_space.dtype
 
-    def cast_action(self, action: Any) -> Any:
-        """Cast actions to the dtype of the action space that includes "no action"."""
-        return np.asarray(action).astype(self._dtype)[()]
+    def cast_action(self, action: Any, batched: bool = False) -> Any:
+        """Copy actions to the dtypes of the action space that includes "no action"."""
+
+        def cast(none: Any, value: Any) -> Any:
+            array = np.array(value, dtype=none.dtype)
+            return array if batched else array[()]
+
+        return _map_parts(cast, self.no_action, action)
 
     def build(self, observation: Any, action: Any, reward: Any) -> dict[str, Any]:
         """Return a dict with the keys in `inputs`: observation, previous action and previous reward."""
@@ -146,18 +152,37 @@ class _ObservationBuilder:
         return {name: values[name] for name in self.inputs}
 
 
+def _map_parts(function: Callable[..., Any], value: Any, *others: Any) -> Any:
+    """Return the structure of `value`, dicts and tuples, with `function` of the parts of all arguments."""
+    if isinstance(value, Mapping):
+        parts = {key: [other[key] for other in others] for key in value}
+        return {key: _map_parts(function, part, *parts[key]) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_map_parts(function, *parts) for parts in zip(value, *others, strict=True))
+    return function(value, *others)
+
+
 def _add_no_action(space: Space) -> tuple[Space, Any]:
     """Return the action space extended by "no action", and the value of "no action"."""
     if isinstance(space, Discrete):
         return Discrete(int(space.n) + 1, start=int(space.start)), np.int64(space.start + space.n)
     if isinstance(space, MultiDiscrete):
-        return MultiDiscrete(space.nvec + 1, start=space.start), np.asarray(space.start + space.nvec)
+        return MultiDiscrete(space.nvec + 1, start=space.start), np.asarray(
+            space.start + space.nvec, np.int64
+        )
     if isinstance(space, Box):
         low, high = np.minimum(space.low, 0), np.maximum(space.high, 0)
         return Box(low, high, dtype=space.dtype.type), np.zeros(space.shape, dtype=space.dtype)
     if isinstance(space, MultiBinary):
         return space, np.zeros(space.shape, dtype=space.dtype)
+    if isinstance(space, Dict) and space.spaces:
+        larger = {key: _add_no_action(part) for key, part in space.spaces.items()}
+        pairs: Any = [(key, part) for key, (part, _) in larger.items()]
+        return Dict(pairs), {key: none for key, (_, none) in larger.items()}
+    if isinstance(space, Tuple) and space.spaces:
+        parts, nones = zip(*map(_add_no_action, space.spaces), strict=True)
+        return Tuple(parts), nones
     raise TypeError(
-        f"action space {space} is not supported; use Discrete, MultiDiscrete, Box or MultiBinary, "
-        "or leave 'action' out of inputs"
+        f"action space {space} is not supported; use Discrete, MultiDiscrete, Box, MultiBinary, or a Dict or "
+        "Tuple of these, or leave 'action' out of inputs"
     )

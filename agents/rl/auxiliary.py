@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scrubjay.agents.rl.composite import action_leaves, split_actions
 from scrubjay.agents.rl.encoders.observation import (
     ObservationEncoder,
     Scale,
@@ -158,6 +159,8 @@ class NextObservation(nn.Module):
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
         super().__init__()
+        is_composite = isinstance(action_space, (spaces.Dict, spaces.Tuple))
+        self.parts = action_leaves(action_space) if is_composite else None
         self.action = ObservationEncoder(_as_sampled(action_space), dim)
         self.features = nn.Linear(dim, dim)
         self.predict = Reconstruction(observation_space, dim)
@@ -167,7 +170,10 @@ class NextObservation(nn.Module):
         follows = ~segment.starts[:, 1:]
         if not follows.any():
             return features.sum() * 0
-        action_features = self.action(segment.actions[:, :-1][follows])
+        actions = segment.actions[:, :-1][follows]
+        if self.parts is not None:
+            actions = {str(key): part for key, part in enumerate(split_actions(self.parts, actions))}
+        action_features = self.action(actions)
         leaves = {key: leaf[:, 1:][follows] for key, leaf in to_leaves(segment.observations).items()}
         both = nn.functional.silu(self.features(features[:, :-1][follows]) + action_features)
         return self.predict(both, from_leaves(leaves))
@@ -176,8 +182,11 @@ class NextObservation(nn.Module):
 def _as_sampled(space: spaces.Space) -> spaces.Space:
     """Return the space of a policy's sampled actions: zero-based indices or unbounded numbers.
 
-    The action head's `to_env` later converts these actions to `space`, the environment's action space.
+    The action head's `to_env` later converts these actions to `space`, the environment's action space. The
+    result for a Dict or Tuple space is a Tuple of its parts.
     """
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return spaces.Tuple([_as_sampled(part) for part in action_leaves(space)])
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):

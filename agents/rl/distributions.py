@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ _SMALL = 0.01
 updates do not depend on them."""
 _IMPOSSIBLE = -1e9
 """Logit of padding choices: finite, so that 0 * log 0 is 0 in the entropy and its gradient."""
+_LOG_STD_BOUNDS = (-5.0, 2.0)
+"""Bounds of a log standard deviation that depends on the input, so that densities stay finite."""
+
+Deviation = Literal["constant", "state"]
+"""Standard deviation of Gaussian actions: a parameter (constant), or an output of the network (state)."""
 
 
 @runtime_checkable
@@ -153,11 +158,14 @@ class IndependentCategoricals(Categorical):
 
 
 class DiagonalGaussian:
-    """Normal distribution with diagonal covariance, from mean and log standard deviation `[..., N]`."""
+    """Normal distribution with diagonal covariance, from mean and log standard deviation `[..., N]`.
+
+    The log standard deviation may also be `[N]`, or `[agents, N]` for agents.
+    """
 
     __slots__ = ("log_std", "mean")
 
-    def __init__(self, mean: Float[Tensor, "... numbers"], log_std: Float[Tensor, "*agents numbers"]) -> None:
+    def __init__(self, mean: Float[Tensor, "... numbers"], log_std: Float[Tensor, "... numbers"]) -> None:
         self.mean = mean
         self.log_std = log_std
 
@@ -200,7 +208,7 @@ class DiagonalGaussian:
 
     def agent(self, index: int) -> Self:
         """Return the distribution of one agent."""
-        log_std = self.log_std if self.log_std.ndim == 1 else self.log_std[index]
+        log_std = self.log_std if self.log_std.ndim == 1 else self.log_std[..., index, :]
         return type(self)(self.mean[..., index, :], log_std)
 
     def detach(self) -> Self:
@@ -216,7 +224,8 @@ def stack_agents(distributions: Sequence[Distribution]) -> Distribution:
     first = distributions[0]
     if isinstance(first, DiagonalGaussian):
         means = torch.stack([one.mean for one in distributions], dim=-2)  # pyright: ignore[reportAttributeAccessIssue]
-        return DiagonalGaussian(means, torch.stack([one.log_std for one in distributions]))  # pyright: ignore[reportAttributeAccessIssue]
+        log_stds = torch.stack([one.log_std for one in distributions], dim=-2)  # pyright: ignore[reportAttributeAccessIssue]
+        return DiagonalGaussian(means, log_stds)
     assert isinstance(first, Categorical)
     axis = -3 if isinstance(first, IndependentCategoricals) else -2
     log_probs = [one.log_probs for one in distributions]  # pyright: ignore[reportAttributeAccessIssue]
@@ -262,12 +271,18 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Gaussian action head for Box spaces, with a standard deviation that does not depend on the input.
+    """Gaussian action head for Box spaces.
 
-    In a bounded dimension the samples -1, 0 and 1 stand for the lower bound, the center and the upper bound.
+    In a dimension with two finite bounds the samples -1, 0 and 1 stand for the lower bound, the center and
+    the upper bound. All other dimensions keep their units: the sample 0 stands for the number in the space
+    that is nearest to 0, and the sample 1 for a number that is larger by 1. Numbers beyond a bound are
+    clipped.
+
+    With `deviation="constant"` the standard deviation is a parameter. With `deviation="state"` it depends on
+    the features, and its logarithm is bounded smoothly.
     """
 
-    def __init__(self, space: spaces.Box, dim: int) -> None:
+    def __init__(self, space: spaces.Box, dim: int, deviation: Deviation = "constant") -> None:
         super().__init__()
         self.shape = space.shape
         self.dtype = space.dtype
@@ -276,13 +291,20 @@ class GaussianHead(nn.Module):
         is_bounded = np.isfinite(space.low) & np.isfinite(space.high)
         low = np.where(is_bounded, space.low, -1.0).astype(np.float64)
         high = np.where(is_bounded, space.high, 1.0).astype(np.float64)
-        self.centre, self.half_range = low / 2 + high / 2, high / 2 - low / 2
-        self.linear = linear(dim, math.prod(space.shape), _SMALL)
-        self.log_std = nn.Parameter(torch.zeros(math.prod(space.shape)))
+        nearest = np.clip(0.0, space.low, space.high)
+        self.centre = np.where(is_bounded, low / 2 + high / 2, nearest)
+        self.half_range = high / 2 - low / 2
+        count = math.prod(space.shape)
+        self.linear = linear(dim, count, _SMALL)
+        self.log_std = nn.Parameter(torch.zeros(count)) if deviation == "constant" else None
+        self.deviation = linear(dim, count, _SMALL) if deviation == "state" else None
 
     def forward(self, features: Float[Tensor, "... dim"]) -> DiagonalGaussian:
         """Return the distribution over unbounded numbers."""
-        return DiagonalGaussian(self.linear(features), self.log_std)
+        if self.deviation is None:
+            assert self.log_std is not None
+            return DiagonalGaussian(self.linear(features), self.log_std)
+        return DiagonalGaussian(self.linear(features), _bound_log_std(self.deviation(features)))
 
     def to_env(self, action: Tensor) -> np.ndarray:
         """Convert sampled actions to the environment's space: scale, clip to bounds, set shape and dtype."""
@@ -291,15 +313,24 @@ class GaussianHead(nn.Module):
         return np.clip(values, self.low, self.high).astype(self.dtype)
 
 
-def make_action_head(space: spaces.Space, dim: int) -> CategoricalHead | GaussianHead:
-    """Return the head that maps features of width `dim` to a distribution over `space`.
+def _bound_log_std(value: Tensor) -> Tensor:
+    """Bound log standard deviations to `_LOG_STD_BOUNDS`; near 0 the result equals `value`."""
+    low, high = _LOG_STD_BOUNDS
+    return torch.where(value < 0, low * (value / low).tanh(), high * (value / high).tanh())
 
-    Raises TypeError if the space is not supported.
+
+def make_part_head(
+    space: spaces.Space, dim: int, deviation: Deviation = "constant"
+) -> CategoricalHead | GaussianHead:
+    """Return the head that maps features of width `dim` to a distribution over a space without parts.
+
+    `deviation` applies to a Box only. Raises TypeError if the space is not supported.
     """
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         return CategoricalHead(space, dim)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        return GaussianHead(space, dim)
+        return GaussianHead(space, dim, deviation)
     raise TypeError(
-        f"action space {space} is not supported; use Discrete, MultiDiscrete, MultiBinary or a Box of floats"
+        f"action space {space} is not supported; use Discrete, MultiDiscrete, MultiBinary, a Box of floats, "
+        "or a Dict or Tuple of these"
     )

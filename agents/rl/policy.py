@@ -6,14 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary, Reconstruction
-from scrubjay.agents.rl.distributions import Distribution, make_action_head
+from scrubjay.agents.rl.composite import check_deviation, make_action_head, select_row
+from scrubjay.agents.rl.distributions import Deviation, Distribution
 from scrubjay.agents.rl.encoders.observation import ImageEncoderType, Pooling, linear, make_encoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.pretrained import PretrainedPolicy
@@ -45,8 +45,12 @@ class PolicyConfig:
     clock: bool = False
     """Add an encoding of the time since episode start to the memory's input. Without it, memories with
     normalized attention weights cannot count steps."""
+    deviation: Deviation = "constant"
+    """Standard deviation of Box actions: constant for a parameter that is the same in all states, or state
+    for an output of the network."""
 
     def __post_init__(self) -> None:
+        check_deviation(self.deviation)
         heads = [*self.auxiliary, *(["reconstruction"] if self.reconstruction else [])]
         if not set(heads) <= set(HEADS) or len(set(heads)) < len(heads):
             raise ValueError(
@@ -65,7 +69,8 @@ class PolicyConfig:
     def build(self, spaces: Spaces) -> Policy:
         """Return a new policy.
 
-        Raises TypeError if a space is not supported or `spaces` belongs to a team.
+        Raises TypeError if a space is not supported or `spaces` belongs to a team, and ValueError if
+        `deviation` needs a Box action and there is none.
         """
         if spaces.num_agents is not None:
             raise TypeError(
@@ -79,7 +84,7 @@ class PolicyStep(NamedTuple):
 
     action: Tensor
     """Sampled actions: zero-based indices or unbounded numbers; `Policy.env_actions` converts them for an
-    environment."""
+    environment. Actions of a Dict or Tuple space are vectors of the numbers of all parts."""
     log_prob: Float[Tensor, "batch"]
     value: Float[Tensor, "batch"]
     state: State
@@ -129,7 +134,7 @@ class Policy(PretrainedPolicy):
         # A separate encoder: the memory and the heads may need different features of an observation.
         self.view = make_encoder(observation_space, dim, *options) if self.config.skip else None
         self.memory = self.config.memory_with_clock.build()
-        self.actor = make_action_head(action_space, dim)
+        self.actor = make_action_head(action_space, dim, self.config.deviation)
         self.critic = linear(dim, 1, gain=1.0)
         self.reconstruction = Reconstruction(observation_space, dim) if self.config.reconstruction else None
         heads = {name: HEADS[name](observation_space, action_space, dim) for name in self.config.auxiliary}
@@ -187,11 +192,12 @@ class Policy(PretrainedPolicy):
         state: State | None = None,
         start: Any = None,
         deterministic: bool = True,
-    ) -> tuple[np.ndarray | np.number, State]:
+    ) -> tuple[Any, State]:
         """Return an action for the environment, and the state to pass with the next observation.
 
         Accepts one observation or a batch, as arrays or tensors. For a single observation, a scalar
-        action is returned as a NumPy scalar, which can be used as an index or as a key of a dict.
+        action is returned as a NumPy scalar, which can be used as an index or as a key of a dict. Actions of
+        Dict and Tuple spaces are dicts and tuples, with a batch axis in every part for a batch.
         `state=None` starts an episode in every environment. `start` is True for environments in which an
         episode starts. Raises ValueError if the observation's shape does not match the space.
         """
@@ -206,10 +212,14 @@ class Policy(PretrainedPolicy):
             start = torch.as_tensor(start, dtype=torch.bool, device=self.device).reshape(batch_size)
         step = self.step(leaves, state, start, deterministic=deterministic)
         actions = self.env_actions(step.action)
-        return (actions if batched else actions[0]), step.state
+        return (actions if batched else select_row(actions, 0)), step.state
 
-    def env_actions(self, actions: Tensor) -> np.ndarray:
-        """Convert a batch of sampled actions to the environment's action space: bounds, shape and dtype."""
+    def env_actions(self, actions: Tensor) -> Any:
+        """Convert a batch of sampled actions to the environment's action space: bounds, shape and dtype.
+
+        For Dict and Tuple spaces the result is a dict or tuple of arrays, as in gymnasium's vector
+        environments.
+        """
         return self.actor.to_env(actions)
 
     def evaluate(self, segment: Segment) -> Evaluation:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from scrubjay.agents.rl.advantages import RewardScale, generalized_advantage
 from scrubjay.agents.rl.auxiliary import HEADS
-from scrubjay.agents.rl.distributions import Categorical, CategoricalHead
+from scrubjay.agents.rl.composite import Composite, is_discrete
+from scrubjay.agents.rl.distributions import Categorical
 from scrubjay.agents.rl.learner import (
     SingleProcess,
     adam,
@@ -149,7 +150,7 @@ class PPO:
                 f"auxiliary_coefficient={self.config.auxiliary_coefficient} needs a policy built with "
                 f"PolicyConfig(auxiliary=(...)); choose from {', '.join(HEADS)}"
             )
-        if self.config.barrier_coefficient > 0 and not isinstance(policy.actor, CategoricalHead):
+        if self.config.barrier_coefficient > 0 and not is_discrete(policy.actor):
             raise ValueError(
                 f"barrier_coefficient={self.config.barrier_coefficient} needs a discrete action space, not "
                 f"{policy.action_space}"
@@ -238,7 +239,7 @@ class PPO:
         entropy = evaluation.entropy.mean()
         loss = policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
         if config.barrier_coefficient > 0:
-            assert isinstance(evaluation.distribution, Categorical)
+            assert isinstance(evaluation.distribution, (Categorical, Composite))
             loss = loss + config.barrier_coefficient * evaluation.distribution.barrier().mean()
         if config.reconstruction_coefficient > 0:
             loss = loss + config.reconstruction_coefficient * evaluation.reconstruction_loss

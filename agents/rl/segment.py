@@ -84,7 +84,8 @@ class Segment(BaseSegment):
     observations: Observation
     """Observation before each action, `[batch, time, ...]`."""
     actions: Tensor
-    """Sampled actions: zero-based indices, or real numbers before clipping to the bounds."""
+    """Sampled actions: zero-based indices, or real numbers before clipping to the bounds. Actions of a Dict
+    or Tuple space are vectors of the numbers of all parts."""
     log_probs: Float[Tensor, "batch time"]
     """Log-probability of each action under the sampling policy, in nats."""
     values: Float[Tensor, "batch time"]

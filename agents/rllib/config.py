@@ -13,7 +13,7 @@ from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
 from scrubjay.agents.rllib.learner import SegmentLearner
-from scrubjay.agents.rllib.module import MemoryModule, TeamModule
+from scrubjay.agents.rllib.module import SegmentModule, TeamModule
 from scrubjay.agents.rllib.runner import SegmentRunner
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
@@ -128,7 +128,7 @@ class SegmentConfig(AlgorithmConfig):
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the spec of the module that has the policy."""
         return RLModuleSpec(
-            module_class=TeamModule if isinstance(self.policy, TeamPolicyConfig) else MemoryModule,
+            module_class=TeamModule if isinstance(self.policy, TeamPolicyConfig) else SegmentModule,
             model_config={"policy": self.policy, "max_seq_len": self.segment_length},
         )
 

@@ -45,10 +45,7 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
 
     def setup(self) -> None:
         """Build the policy; called by RLlib."""
-        config = self.model_config.get("policy")
-        if not isinstance(config, PolicyConfig):
-            raise TypeError(f"model_config['policy'] is {config!r}: expected a PolicyConfig")
-        self.policy = config.build(Spaces(self.observation_space, self.action_space))
+        self.policy = _build_policy(self)
         self.action_dist_cls = _distribution(self.action_space)
 
     def get_initial_state(self) -> dict[str, np.ndarray]:
@@ -79,6 +76,20 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         memory_output, state = self.policy.memory(encoder_features, batch[Columns.STATE_IN])
         features = self.policy.add_skip(memory_output.flatten(0, 1), flat)
         return features.unflatten(0, rows_and_time), state
+
+
+class SegmentModule(TorchRLModule):
+    """RLModule with a `Policy`, for `SegmentTraining` only: it has no forward pass for RLlib's learners.
+
+    Supports every action space that `Policy` supports. Raises TypeError if `model_config["policy"]` is not a
+    `PolicyConfig`.
+    """
+
+    policy: Policy
+
+    def setup(self) -> None:
+        """Build the policy; called by RLlib."""
+        self.policy = _build_policy(self)
 
 
 class TeamModule(TorchRLModule):
@@ -113,6 +124,13 @@ def build_row_spaces(one: Spaces) -> tuple[spaces.Space, spaces.Space]:
     if one.num_agents is None:
         return one.observation, one.action
     return spaces.Tuple([one.observation] * one.num_agents), spaces.Tuple([one.action] * one.num_agents)
+
+
+def _build_policy(module: TorchRLModule) -> Policy:
+    config = module.model_config.get("policy")
+    if not isinstance(config, PolicyConfig):
+        raise TypeError(f"model_config['policy'] is {config!r}: expected a PolicyConfig")
+    return config.build(Spaces(module.observation_space, module.action_space))
 
 
 def _distribution(space: spaces.Space) -> Any:

@@ -12,11 +12,12 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from scrubjay.agents.rl.composite import check_deviation, make_action_head
 from scrubjay.agents.rl.distributions import (
     CategoricalHead,
+    Deviation,
     Distribution,
     GaussianHead,
-    make_action_head,
     stack_agents,
 )
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
@@ -52,8 +53,12 @@ class TeamPolicyConfig:
     identity: bool = False
     """Give actors and critic the index of the agent as an input. With a shared actor and without this input,
     agents with equal observations act alike. The policy then serves only teams of one size."""
+    deviation: Deviation = "constant"
+    """Standard deviation of Box actions: constant for a parameter that is the same in all states, or state
+    for an output of the network."""
 
     def __post_init__(self) -> None:
+        check_deviation(self.deviation)
         if self.graph_rounds < 0:
             raise ValueError(f"graph_rounds={self.graph_rounds}: must not be negative")
         if self.critic not in get_args(CriticType):
@@ -94,7 +99,14 @@ class TeamActor(nn.Module):
         self.network = TeamNetwork(
             observation_space, config.memory, config.graph_rounds, config.graph_heads, identities
         )
-        self.heads = nn.ModuleList(make_action_head(action_space, config.memory.dim) for _ in range(heads))
+        if isinstance(action_space, (spaces.Dict, spaces.Tuple)):
+            raise TypeError(
+                f"action space {action_space} is not supported for teams; use Discrete, MultiDiscrete, "
+                "MultiBinary or a Box of floats"
+            )
+        self.heads = nn.ModuleList(
+            make_action_head(action_space, config.memory.dim, config.deviation) for _ in range(heads)
+        )
 
     def own_distribution(self, features: Float[Tensor, "*leading dim"], agent: int) -> Distribution:
         """Return the action distribution of `agent` from its features."""

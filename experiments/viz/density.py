@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scrubjay.agents.rl.composite import Composite, split_actions
 from scrubjay.agents.rl.distributions import Categorical, Distribution
 from scrubjay.agents.rl.policy import Policy
 
@@ -91,8 +92,12 @@ def _action_scores(distribution: Distribution, actions: Tensor) -> Float[Tensor,
     """Return a differentiable score of each action.
 
     The score of a discrete action is its logit minus the mean of all logits. The score of a continuous action
-    is the sum of the means of its distribution.
+    is the sum of the means of its distribution. The score of a Dict or Tuple action is the sum over its
+    parts.
     """
+    if isinstance(distribution, Composite):
+        pairs = zip(distribution.parts, split_actions(distribution.leaves, actions), strict=True)
+        return torch.stack([_action_scores(part, own) for part, own in pairs]).sum(dim=0)
     if not isinstance(distribution, Categorical):
         return distribution.mode().flatten(1).sum(dim=1)
     # The gradient of a probability near 1 vanishes; centered logits avoid the softmax normalization.

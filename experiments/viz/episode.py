@@ -19,6 +19,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from scrubjay.agents.rl.composite import select_row
 from scrubjay.agents.rl.distributions import Categorical
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.rollout import ActorInput, Choice, InputTensors, RolloutStep
@@ -126,7 +127,9 @@ class _PolicyTracer(_Tracer):
                 first = int(policy.action_space.start)
                 chances = {str(number): chance for number, chance in enumerate(each, first)}
         text, recalls = format_value(self.envs.observation), _build_recalls(memory_trace)
-        self.steps.append(Step(len(self.steps), place, text, format_value(actions[0]), chances, recalls))
+        self.steps.append(
+            Step(len(self.steps), place, text, format_value(select_row(actions, 0)), chances, recalls)
+        )
         writes = {} if memory_trace is None else memory_trace.writes
         return Choice(actions, numbers | {name: float(strength[0]) for name, strength in writes.items()})
 

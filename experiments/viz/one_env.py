@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 from pettingzoo import ParallelEnv
 
+from scrubjay.agents.rl.composite import select_row
 from scrubjay.agents.rl.observations import (
     check_info_has_no_mask,
     check_observation,
@@ -67,7 +68,7 @@ class OneEnv(_OneEnvironment):
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
         with environment_errors(self._name):
-            self.observation, reward, terminated, truncated, info = self.env.step(actions[0])
+            self.observation, reward, terminated, truncated, info = self.env.step(select_row(actions, 0))
             check_info_has_no_mask(info)
             following = self._inputs()
         self.is_over = bool(terminated or truncated)

@@ -11,6 +11,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import iterate
 
 from scrubjay.envs import PreviousStep, PreviousSteps
 
@@ -30,7 +31,7 @@ def assert_alike(left: Any, right: Any) -> None:
         assert left.keys() == right.keys()
         for name in left:
             assert_alike(left[name], right[name])
-    elif isinstance(left, np.ndarray) and left.dtype == object:
+    elif isinstance(left, tuple) or (isinstance(left, np.ndarray) and left.dtype == object):
         for one, other in zip(left, right, strict=True):
             assert_alike(one, other)
     elif left is None or right is None:
@@ -118,8 +119,10 @@ def test_unsupported_inputs_and_environments_are_refused():
     for inputs in ((), ("observation", "actions"), ("reward", "reward")):
         with pytest.raises(ValueError, match="choose from observation, action, reward, each at most once"):
             PreviousStep(env, inputs)  # pyright: ignore[reportArgumentType]
-    env.unwrapped.action_space = env.action_space = spaces.Dict({"go": spaces.Discrete(2)})
-    with pytest.raises(TypeError, match="not supported; use Discrete, MultiDiscrete, Box or MultiBinary"):
+    env.unwrapped.action_space = env.action_space = spaces.Dict({"go": spaces.Text(2)})
+    with pytest.raises(
+        TypeError, match=r"Text.*not supported; use Discrete, MultiDiscrete, Box, MultiBinary"
+    ):
         PreviousStep(env)
     with pytest.raises(ValueError, match="autoreset_mode='SameStep'"):
         PreviousSteps(batch("scrubjay/TMaze-v0", {}, "NextStep"))
@@ -127,3 +130,50 @@ def test_unsupported_inputs_and_environments_are_refused():
         PreviousSteps(batch("scrubjay/TMaze-v0", {})).reset(
             options={"reset_mask": np.array([True, False, True])}
         )
+
+
+class Echo(gymnasium.Env):
+    """Environment with nested actions; its observation is the time in the episode."""
+
+    observation_space = spaces.Box(0, 9, (1,), np.float32)
+    action_space = spaces.Dict(
+        {
+            "go": spaces.Discrete(3, start=-1),
+            "arm": spaces.Tuple([spaces.Box(-1, 1, (2,), np.float32), spaces.MultiBinary(2)]),
+            "hand": spaces.MultiDiscrete([2, 3], dtype=np.int32),
+        }
+    )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.time += 1
+        return np.full(1, self.time, np.float32), float(self.time), self.time == 3, False, {}
+
+
+def test_nested_actions_are_shown_part_by_part_alone_and_in_a_batch():
+    singles = [PreviousStep(Echo()) for _ in range(2)]
+    for env in singles:
+        observation, _ = env.reset()
+        assert observation in env.observation_space
+        none = observation["action"]
+        assert (none["go"], none["hand"].tolist()) == (2, [2, 3])
+        assert [part.tolist() for part in none["arm"]] == [[0, 0], [0, 0]]
+    envs = PreviousSteps(SyncVectorEnv([Echo] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    observations, _ = envs.reset()
+    assert observations in envs.observation_space
+    envs.action_space.seed(0)
+    for step in range(1, 8):
+        actions = envs.action_space.sample()
+        observations, *_, infos = envs.step(actions)
+        assert observations in envs.observation_space
+        rows = iterate(envs.observation_space, observations)
+        for number, (row, action) in enumerate(zip(rows, iterate(envs.action_space, actions), strict=True)):
+            expected, *_ = singles[number].step(action)
+            if step % 3 == 0:
+                assert_alike(infos["final_obs"][number], expected)
+                expected, _ = singles[number].reset()
+            assert_alike(row, expected)

@@ -6,11 +6,12 @@ import torch
 from gymnasium import spaces
 from torch import distributions as reference
 
+from scrubjay.agents.rl.composite import make_action_head
 from scrubjay.agents.rl.distributions import (
     Categorical,
+    CategoricalHead,
     DiagonalGaussian,
     IndependentCategoricals,
-    make_action_head,
     stack_agents,
 )
 from scrubjay.agents.rl.encoders.observation import category_sizes
@@ -42,7 +43,7 @@ def test_the_barrier_is_the_divergence_from_uniform_choices() -> None:
     torch.testing.assert_close(Categorical(logits).barrier(), expected)
     torch.testing.assert_close(IndependentCategoricals(logits).barrier(), expected.sum(dim=-1))
     # Choices that there are not count for nothing: those of 2 are among as many columns as those of 4.
-    head = make_action_head(spaces.MultiDiscrete([2, 4]), dim=8).double()
+    head = CategoricalHead(spaces.MultiDiscrete([2, 4]), dim=8).double()
     features = torch.randn(5, 8, dtype=torch.float64)
     two, four = head.linear(features).unflatten(-1, (2, 4)).unbind(1)
     apart = Categorical(two[:, :2]).barrier() + Categorical(four).barrier()

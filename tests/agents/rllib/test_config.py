@@ -11,12 +11,12 @@ from scrubjay.agents import GAMATRConfig, PPOConfig, TeamPolicyConfig
 from scrubjay.agents.rl.learner import SingleProcess
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.rllib import (
-    MemoryModule,
     SegmentConfig,
     SegmentGAMATRConfig,
     SegmentPPOConfig,
     TeamModule,
 )
+from scrubjay.agents.rllib.module import SegmentModule
 from scrubjay.agents.teams.sampler import make_sampler
 from scrubjay.experiments import EnvConfig
 
@@ -48,7 +48,7 @@ def test_what_is_given_says_who_learns_and_in_what_module():
     def module_of(config):
         return config.get_default_rl_module_spec().module_class
 
-    assert module_of(SegmentConfig()) is MemoryModule
+    assert module_of(SegmentConfig()) is SegmentModule
     assert SegmentConfig().learner == SegmentPPOConfig().learner == PPOConfig()
     team = SegmentConfig().segments(policy=TeamPolicyConfig(), learner=GAMATRConfig(minibatches=3))
     assert module_of(team) is module_of(SegmentGAMATRConfig()) is TeamModule
