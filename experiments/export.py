@@ -141,6 +141,7 @@ def origin(run: Run) -> Origin:
     return Origin(
         environment=gymnasium_id(config.env.id),
         settings=config.env.kwargs,
+        wrappers=config.env.wrappers,
         learner=get_learner_name(config.learner),
         steps=run.step,
         seed=config.seed,

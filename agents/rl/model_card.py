@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ class Origin:
     """Training environment: a gymnasium id or a custom name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
+    wrappers: Sequence[str] = ()
+    """Wrappers of the environment, the innermost first."""
     learner: str | None = None
     """Name of the learner."""
     steps: int | None = None
@@ -50,6 +52,7 @@ def build_card(kind: str, config: Any, spaces: Spaces, origin: Origin) -> str:
         "memory": f"`{memory}`, width {config.memory.dim}",
         "environment": None if origin.environment is None else _code(origin.environment),
         "settings": ", ".join(_code(f"{name}={value!r}") for name, value in origin.settings.items()) or None,
+        "wrappers": ", ".join(map(_code, origin.wrappers)) or None,
         "agents": spaces.num_agents,
         "observations": _code(spaces.observation),
         "actions": _code(spaces.action),
@@ -109,10 +112,13 @@ def _build_front_matter(kind: str, memory: str, origin: Origin) -> str:
 
 
 def _build_snippet(kind: str, origin: Origin) -> str:
-    """Return example code that loads the policy, and runs an episode if the environment is a gymnasium id."""
+    """Return example code that loads the policy, and runs an episode if the environment is a gymnasium id.
+
+    The episode is left out if the environment has wrappers, which may be code of the user.
+    """
     loading = f'from scrubjay.agents import {kind}\n\npolicy = {kind}.from_pretrained(".")  # this folder\n'
     environment = origin.environment or ""
-    if kind != "Policy" or not _ENV_ID.fullmatch(environment):
+    if kind != "Policy" or origin.wrappers or not _ENV_ID.fullmatch(environment):
         return loading
     settings = "".join(
         f", {name}={value!r}" for name, value in origin.settings.items() if name.isidentifier()

@@ -60,6 +60,10 @@ class RecipeFlags:
     """Environment of a recipe with a policy: an id or module:callable."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE")] = ()
     """Setting of the environment, such as corridor_length=50."""
+    wrap: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="WRAPPER", aliases=["--env.wrappers"])] = ()
+    """Wrapper of a single-agent environment: a name in gymnasium.wrappers or module:Wrapper, with arguments
+    in parentheses, such as "FrameStackObservation(stack_size=4)". Repeat the flag for several. The first one
+    is the innermost."""
 
 
 def parse(
@@ -223,12 +227,16 @@ def parse_setting(text: str) -> tuple[str, bool | int | float | str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ValueError(f"setting {text!r}: write it as name=value, for example corridor_length=50")
-    name = name.replace("-", "_")
-    if value.lower() in ("true", "false"):
-        return name, value.lower() == "true"
+    return name.replace("-", "_"), parse_value(value)
+
+
+def parse_value(text: str) -> bool | int | float | str:
+    """Return the boolean or number that `text` stands for, or else `text` itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for number in (int, float):
         try:
-            return name, number(value)
+            return number(text)
         except ValueError:
             continue
-    return name, value
+    return text

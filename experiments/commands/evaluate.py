@@ -269,7 +269,8 @@ def _print_heading(run: Run, text: str, changes: Sequence[str]) -> None:
 
 
 def _describe_env(env: EnvConfig | TeamEnvConfig) -> str:
-    return f"{env.id} {', '.join(f'{name}={value}' for name, value in env.kwargs.items())}"
+    settings = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
+    return " ".join([f"{env.id} {settings}".strip(), *(f"in {text}" for text in env.wrappers)])
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:

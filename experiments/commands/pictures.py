@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from tyro.conf import Positional
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, table
-from scrubjay.experiments.commands.options import EnvSettings, MaxSteps, ResponseSteps, Trust
+from scrubjay.experiments.commands.options import EnvSettings, MaxSteps, ResponseSteps, Trust, Wrappers
 
 if TYPE_CHECKING:
     from scrubjay.experiments.viz.film import TeamSetup
@@ -81,11 +82,12 @@ class PlayOptions:
     coverage: Path | None = None
     """Output file for a coverage map of the team at the end of the episode; its extension sets the format."""
     set: EnvSettings = ()
+    wrap: Wrappers = ()
     trust: Trust = False
 
 
 def play(argv: Sequence[str]) -> int:
-    """`scrubjay play RUN|ENV_ID|RECIPE|TEAM [--out FILE.gif|FILE.mp4] [--set name=value]`."""
+    """`scrubjay play RUN|ENV_ID|RECIPE|TEAM [--out FILE.gif|FILE.mp4] [--set name=value] [--wrap NAME]`."""
     options = parse(PlayOptions, argv, "scrubjay play")
     from scrubjay.experiments.commands.loading import untrusted_limits
 
@@ -117,6 +119,10 @@ def _play(options: PlayOptions) -> int:
     folder, policy = Path(), None
     with bad_input():
         if Path(options.source).exists():
+            if options.wrap:
+                raise ValueError(
+                    f"--wrap requires the name of an environment; the run {options.source} has its own"
+                )
             trained_run, config = load_agent(Path(options.source), options.trust)
             folder, env = trained_run.path, with_env_settings(config.env, options.set)
             policy = trained_run.policy_for(env)
@@ -124,6 +130,7 @@ def _play(options: PlayOptions) -> int:
             recipe = RECIPES[options.source]() if options.source in RECIPES else None
             env = recipe.env if isinstance(recipe, TrainConfig) else EnvConfig(options.source, num_envs=1)
             env = with_env_settings(env, options.set)
+            env = dataclasses.replace(env, wrappers=options.wrap or env.wrappers)
         out = options.out or folder / "episode.gif"
         frames, total = play(env, out, policy, options.seed, options.max_steps)
     print(one_line(f"{out}: {frames} frames, return {total:g}"))
@@ -132,6 +139,8 @@ def _play(options: PlayOptions) -> int:
 
 def _play_team(cast: TeamSetup, options: PlayOptions) -> int:
     """Record an episode of a team; with --coverage also write a coverage map."""
+    if options.wrap:
+        raise UsageError(f"--wrap requires a single agent; {options.source} is a team")
     from scrubjay.experiments.viz.coverage import plot_coverage
     from scrubjay.experiments.viz.film import make_rendering_env, play_team
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from scrubjay.experiments.cli.arguments import RecipeFlags, parse, parse_known, print_help
 from scrubjay.experiments.cli.failures import UsageError, bad_input
@@ -110,11 +110,14 @@ class ResumeOptions(EngineOptions):
     logger: Logger = None
     env: str | None = None
     """Id of the run's environment, as permission to create it. Only a custom environment needs permission."""
+    wrap: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="WRAPPER")] = ()
+    """Wrapper of the run, as permission to apply it, written as in training. Only a custom wrapper needs
+    permission. Repeat the flag for several."""
     trust: Trust = False
 
 
 def resume(argv: Sequence[str]) -> int:
-    """`scrubjay resume RUN [--total-steps N] [--env ID] [--trust] [--engine ray ...]`."""
+    """`scrubjay resume RUN [--total-steps N] [--env ID] [--wrap WRAPPER] [--trust] [--engine ray ...]`."""
     options = parse(ResumeOptions, argv, "scrubjay resume")
     ray = options.ray()
     from scrubjay.experiments.commands.loading import continue_training, untrusted_limits
@@ -125,8 +128,7 @@ def resume(argv: Sequence[str]) -> int:
     ):  # Ray processes reserve their own memory
         with bad_input():
             run = Run.load(options.run, options.trust)
-            if options.env is not None:
-                run = run.with_trusted_env(options.env)
+            run = run.with_trusted_env(options.env, options.wrap)
             if options.total_steps is not None:
                 run = run.with_total_steps(options.total_steps)
             run.check(ray)

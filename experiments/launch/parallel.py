@@ -93,6 +93,7 @@ def _start(run: Run) -> subprocess.Popen[bytes]:
         command += ["--total-steps", str(run.config.total_steps)]
     if isinstance(run.config, RLConfig):
         command += ["--env", run.config.env.id]  # the user named it for this process
+        command += [word for text in run.config.env.wrappers for word in ("--wrap", text)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     with open_to_append(run.path / LOG) as log:
         # In a new session Ctrl-C at the terminal reaches only the parent, which forwards it.

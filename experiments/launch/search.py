@@ -209,7 +209,11 @@ def _format_score(score: float) -> str:
 
 def _comparison_fields(config: RLConfig) -> dict[str, Any]:
     """Return the fields that settings must not change: task, label, steps and evaluation."""
-    env = {"env": config.env.id, **{f"set.{name}": value for name, value in config.env.kwargs.items()}}
+    env = {
+        "env": config.env.id,
+        "wrap": config.env.wrappers,
+        **{f"set.{name}": value for name, value in config.env.kwargs.items()},
+    }
     names = ("recipe", "label", "total_steps", "eval_episodes")
     return {**env, **{name: getattr(config, name) for name in names}}
 

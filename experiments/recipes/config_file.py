@@ -22,7 +22,7 @@ from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.kinds import from_fields, missing_fields
 from scrubjay.experiments.runs.reinforcement import RLConfig, TeamTaskConfig
 from scrubjay.experiments.strict_yaml import parse_yaml
-from scrubjay.experiments.tasks.environments import UntrustedName
+from scrubjay.experiments.tasks.environments import UntrustedName, with_names
 from scrubjay.memory import list_memories
 from scrubjay.memory.config_registry import UnknownNameError
 from scrubjay.memory.serialization import FORMAT, encode
@@ -142,15 +142,22 @@ def _merge(start: Any, entries: dict[str, Any], fields: dict[str, Any]) -> dict[
 
 def _trust_env(config: Any, start: Any, path: Path, text: str, fields: dict[str, Any]) -> Experiment:
     """Return the config with a trusted environment if the recipe or a run of the user's own names it."""
-    if config.policy_type is None or not isinstance(config.env.id, UntrustedName):
+    if config.policy_type is None:
         return config
-    if start is not None and {"id", "kwargs"}.isdisjoint(fields.get("env", {})):
-        name = start.env.id
-    elif (file := Path(os.path.realpath(path))).name == CONFIG:
+    if start is not None:
+        entries = fields.get("env", {})
+        id = start.env.id if {"id", "kwargs"}.isdisjoint(entries) else config.env.id
+        wrappers = config.env.wrappers if "wrappers" in entries else start.env.wrappers
+        config = dataclasses.replace(config, env=with_names(config.env, id, *wrappers))
+    if (file := Path(os.path.realpath(path))).name == CONFIG:
         return ownership.trust_own(file.parent, text, config)
-    else:
-        name = UntrustedName(config.env.id, f"{path} names it and --env does not")
-    return dataclasses.replace(config, env=dataclasses.replace(config.env, id=name))
+
+    def mark(name: str, flag: str) -> str:
+        is_untrusted = isinstance(name, UntrustedName)
+        return UntrustedName(name, f"{path} names it and {flag} does not") if is_untrusted else name
+
+    wrappers = [mark(text, "--wrap") for text in config.env.wrappers]
+    return dataclasses.replace(config, env=with_names(config.env, mark(config.env.id, "--env"), *wrappers))
 
 
 def _parse_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from scrubjay.experiments.recipes import RECIPES, with_memory
 from scrubjay.experiments.recipes.teams import METHODS, with_method
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.reinforcement import RLConfig, TeamTaskConfig
-from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.environments import EnvConfig, with_names
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig, list_memories, name_of
 from scrubjay.memory.serialization import decode, encode
@@ -69,9 +69,11 @@ def override(recipe: str | None, arguments: Sequence[str], start: Experiment | N
         if not isinstance(config, TeamTaskConfig):
             raise UsageError(f"--method requires a multi-agent recipe; {about!r} has a single agent or none")
         config = with_method(config, choose("method", name, list(METHODS)))
-    for flag in ("learner", "env", "set"):
+    for flag in ("learner", "env", "set", "wrap"):
         if getattr(flags, flag) and not isinstance(config, RLConfig):
             raise UsageError(f"--{flag} requires a recipe with a policy; {about!r} has no policy")
+    if flags.wrap and isinstance(config, TeamTaskConfig):
+        raise UsageError(f"--wrap requires a recipe with a single agent; {about!r} has a team")
     if isinstance(config, RLConfig):
         for name in flags.learner:
             learner_names = list_learners(config.policy_type)
@@ -87,14 +89,17 @@ def override(recipe: str | None, arguments: Sequence[str], start: Experiment | N
         env = config.env
         for name in flags.env:
             is_same = start is not None and name == config.env.id
-            env = dataclasses.replace(env, id=name, kwargs=config.env.kwargs if is_same else {})
+            env = dataclasses.replace(env, kwargs=config.env.kwargs if is_same else {})
+            env = with_names(env, name, *(config.env.wrappers if is_same else ()))
+        with bad_input():
+            env = with_names(env, env.id, *(flags.wrap or env.wrappers))
         config = dataclasses.replace(config, env=with_env_settings(env, flags.set))
         remaining = expand_short_options(remaining, get_learner_name(config.learner))
     before, prog = config, f"scrubjay train {recipe or '--config FILE'}"
     config = parse(type(config), remaining, prog, config, _OTHER_FLAGS)
     if isinstance(config, RLConfig) and isinstance(before, RLConfig):
         # The parser may return a plain text for an untrusted name.
-        config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=before.env.id))
+        config = dataclasses.replace(config, env=with_names(config.env, *before.names))
     if isinstance(config, RLConfig) and not config.env.id:
         team = isinstance(config, TeamTaskConfig)
         kind = "module:callable of a PettingZoo ParallelEnv" if team else "a gymnasium id or module:callable"

@@ -242,8 +242,9 @@ class LocalEngine(Engine):
         self.learner.set_state(training["learner"])
         if not self.sampler.restores_env:
             _log.warning(
-                "%s has no get_state/set_state: resuming with new episodes, not exactly",
+                "%s has no get_state/set_state%s: resuming with new episodes, not exactly",
                 self.config.env.id,
+                ", or a wrapper is not stateless" if self.config.env.wrappers else "",
             )
         samplers = unpack_env_states(training["samplers"], self.config.env.id, self.trust)
         # A checkpoint written while an env runner was lost lacks some environments.

@@ -68,7 +68,7 @@ def from_fields(fields: Mapping[str, Any], source: object, trust: bool = False) 
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
     if not trust and isinstance(config, RLConfig):
-        return dataclasses.replace(config, env=config.env.as_untrusted())
+        return config.as_untrusted()
     return config
 
 

@@ -1,8 +1,8 @@
 """Records of the runs that this user started, so that a run's own environment needs no `--trust`.
 
 A record is a small file in the user's state folder. It holds the run's real path, the SHA-256 of its
-config.json and the files of the module that the environment's name refers to. The environment is created
-without `--trust` only where all three are the same as in training.
+config.json and the files of the modules that the names of the environment and its wrappers refer to. The
+environment is created without `--trust` only where all three are the same as in training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,17 +32,17 @@ class Ownership:
     """Real path of the run directory."""
     configs: tuple[str, ...]
     """SHA-256 of config.json. There are two values while Scrubjay replaces the file."""
-    module: ModuleFiles | None
-    """Files of the environment's module; None if the name has no module."""
+    modules: tuple[ModuleFiles, ...]
+    """Files of the modules that the config names, in the order of its names."""
 
     @classmethod
-    def of(cls, run_dir: Path, text: str, name: str) -> Self:
-        """Return the facts of a run with the config.json `text` and the environment `name`.
+    def of(cls, run_dir: Path, text: str, names: Sequence[str]) -> Self:
+        """Return the facts of a run with the config.json `text`, which has these names of code.
 
-        Raises ModuleNotFoundError if the module has no file.
+        Raises ModuleNotFoundError if a module has no file.
         """
-        module, colon, _ = name.partition(":")
-        return cls(os.path.realpath(run_dir), (_digest(text),), locate_module(module) if colon else None)
+        modules = tuple(map(locate_module, _modules_of(names)))
+        return cls(os.path.realpath(run_dir), (_digest(text),), modules)
 
     def write(self) -> None:
         """Write the record, readable only by this user. Raises OSError if this fails."""
@@ -49,8 +51,7 @@ class Ownership:
         fields = {
             "run": self.run,
             "configs": self.configs,
-            "paths": () if self.module is None else self.module.paths,
-            "targets": () if self.module is None else self.module.targets,
+            "modules": [{"paths": module.paths, "targets": module.targets} for module in self.modules],
         }
         write_atomically(file, json.dumps(fields, indent=2) + "\n", mode=0o600)
 
@@ -62,9 +63,12 @@ class Ownership:
             fields = read_object(file)
         except FileNotFoundError:
             return None
-        paths, targets = _texts(fields, "paths"), _texts(fields, "targets")
-        module = ModuleFiles(paths, targets) if paths else None
-        return cls(str(fields["run"]), _texts(fields, "configs"), module)
+        # Records of versions without wrappers have the files of one module, or of none.
+        entries = fields.get("modules", [fields] if fields.get("paths") else [])
+        if not isinstance(entries, list):
+            raise ValueError(f"{fields.source}: modules={entries!r:.40}: expected a list")  # noqa: TRY004
+        modules = tuple(_read_module(entry, fields.source) for entry in entries)
+        return cls(str(fields["run"]), _texts(fields, "configs"), modules)
 
 
 def record(run_dir: Path, text: str, config: Any) -> None:
@@ -73,10 +77,10 @@ def record(run_dir: Path, text: str, config: Any) -> None:
     Only an environment that otherwise needs `--trust` is recorded. If the record cannot be written, a
     warning names the reason.
     """
-    if config.policy_type is None or isinstance(config.env.id, UntrustedName) or config.env.is_safe:
+    if config.policy_type is None or _is_untrusted(config) or config.env.is_safe:
         return
     try:
-        ownership = Ownership.of(run_dir, text, config.env.id)
+        ownership = Ownership.of(run_dir, text, config.names)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         _warn(run_dir, error)
     else:
@@ -84,15 +88,13 @@ def record(run_dir: Path, text: str, config: Any) -> None:
 
 
 def trust_own(run_dir: Path, text: str, config: Any) -> Any:
-    """Return `config` with a trusted environment if this user started the run here and nothing has changed.
+    """Return `config` with trusted names if this user started the run here and nothing has changed.
 
-    Otherwise the name of the environment stays untrusted and holds the reason.
+    Otherwise the untrusted names of the environment and its wrappers stay so and hold the reason.
     """
-    if config.policy_type is None or not isinstance(config.env.id, UntrustedName):
+    if config.policy_type is None or not _is_untrusted(config):
         return config
-    reason = _find_change(run_dir, text, config.env.id)
-    name = str(config.env.id) if reason is None else UntrustedName(config.env.id, reason)
-    return replace(config, env=replace(config.env, id=name))
+    return config.with_trust(_find_change(run_dir, text, config.names))
 
 
 def replace_config(run_dir: Path, file: Path, text: str) -> None:
@@ -129,24 +131,36 @@ def _warn(run_dir: Path, error: Exception) -> None:
     _log.warning("%s: later commands need --trust, since no record could be written: %s", run_dir, error)
 
 
-def _find_change(run_dir: Path, text: str, name: str) -> str | None:
+def _is_untrusted(config: Any) -> bool:
+    return any(isinstance(name, UntrustedName) for name in config.names)
+
+
+def _modules_of(names: Sequence[str]) -> list[str]:
+    """Return the modules of names such as `module:callable`."""
+    before_arguments = [name.partition("(")[0].partition(":") for name in names]
+    return [module for module, colon, _ in before_arguments if colon]
+
+
+def _find_change(run_dir: Path, text: str, names: Sequence[str]) -> str | None:
     """Return what differs from the record of a run; None if all is the same."""
-    module = None
+    modules: tuple[ModuleFiles, ...] = ()
     try:
         old = Ownership.read(run_dir)
         if old is None:
             return "this user did not train the run, or it was moved or copied"
         if _digest(text) not in old.configs:
             return "its config.json has changed since training"
-        module = old.module
-        here = Ownership.of(run_dir, text, name)
+        modules = old.modules
+        here = Ownership.of(run_dir, text, names)
     except ModuleNotFoundError as error:
-        return str(error) if module is None else f"{error}; training found it in {module.folder}"
+        folders = " or ".join(dict.fromkeys(module.folder for module in modules))
+        return f"{error}; training found it in {folders}" if folders else str(error)
     except (OSError, RuntimeError, ValueError) as error:
         return f"the record of the run cannot be read: {error}"
-    if here.module != module:
-        file, old_file = (files.targets[-1] if files else "no module" for files in (here.module, module))
-        return f"the module is {file} here and was {old_file} in training"
+    for pair in zip_longest(here.modules, modules):
+        if pair[0] != pair[1]:
+            file, old_file = (files.targets[-1] if files else "no module" for files in pair)
+            return f"the module is {file} here and was {old_file} in training"
     return None if here.run == old.run else "it was moved or copied"
 
 
@@ -158,6 +172,13 @@ def _record_file(run: str) -> Path:
     from platformdirs import user_state_path
 
     return user_state_path("scrubjay", appauthor=False) / "runs" / f"{_digest(run)}.json"
+
+
+def _read_module(entry: Any, source: object) -> ModuleFiles:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{source}: modules has the entry {entry!r:.40}: expected an object")  # noqa: TRY004
+    fields = Fields(entry, source)
+    return ModuleFiles(_texts(fields, "paths"), _texts(fields, "targets"))
 
 
 def _texts(fields: Fields, name: str) -> tuple[str, ...]:

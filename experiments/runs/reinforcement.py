@@ -29,7 +29,7 @@ from scrubjay.experiments.resources import (
 from scrubjay.experiments.runs.checkpoint import to_plain
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
-from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts
+from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, UntrustedName, with_names
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig, name_of
 from scrubjay.memory.sketch import nbytes, sketch, state_nbytes
@@ -81,6 +81,28 @@ class RLConfig(Experiment):
     def planned_learner(self) -> LearnerConfig:
         """Learner config. Its schedules, such as the learning rate, span the initial `total_steps`."""
         return self.learner.with_total_steps(self.first_plan)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that may refer to modules: of the environment and of its wrappers."""
+        return (self.env.id, *self.env.wrappers)
+
+    def as_untrusted(self) -> Self:
+        """Return a copy with `names` marked as untrusted, unless they are safe or the user passed them."""
+        return dataclasses.replace(self, env=self.env.as_untrusted())
+
+    def with_trust(self, reason: str | None) -> Self:
+        """Return a copy that trusts its untrusted names if `reason` is None.
+
+        Otherwise they stay untrusted, for this reason.
+        """
+
+        def change(name: str) -> str:
+            if not isinstance(name, UntrustedName):
+                return name
+            return str(name) if reason is None else UntrustedName(name, reason)
+
+        return dataclasses.replace(self, env=with_names(self.env, *map(change, self.names)))
 
     @property
     def memory(self) -> MemoryConfig:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shlex
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +52,7 @@ from scrubjay.experiments.runs.initial_weights import load_initial_weights
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.metrics import read_metrics
 from scrubjay.experiments.runs.status import Status, read_status
-from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, UntrustedName
+from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, UntrustedName, with_names
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig
 from scrubjay.memory.config_registry import UnknownNameError
@@ -137,15 +139,24 @@ class Run:
             own = OWN_MODULE_HINT if isinstance(error, UnknownNameError) else ""
             raise ValueError(f"{path / CONFIG}: {error}{own}") from error
 
-    def with_trusted_env(self, name: str) -> Run:
-        """Return a copy of this run that trusts the environment `name`, which the user passed.
+    def with_trusted_env(self, name: str | None, wrappers: Sequence[str] = ()) -> Run:
+        """Return a copy of this run that trusts the environment `name` and `wrappers`, which the user passed.
 
-        Raises ValueError if the run uses a different environment.
+        Raises ValueError if the run uses a different environment or different wrappers.
         """
         config: Any = self.config
-        if config.policy_type is None or config.env.id != name:
+        if name is not None and (config.policy_type is None or config.env.id != name):
             raise ValueError(f"{self.path} does not use the environment {name!r}; omit --env, or correct it")
-        env = dataclasses.replace(config.env, id=name)
+        own_wrappers = () if config.policy_type is None else config.env.wrappers
+        for wrapper in wrappers:
+            if wrapper not in own_wrappers:
+                raise ValueError(
+                    f"{self.path} does not use the wrapper {wrapper!r}; omit --wrap, or correct it"
+                )
+        if name is None and not wrappers:
+            return self
+        trusted_wrappers = [str(text) if text in wrappers else text for text in own_wrappers]
+        env = with_names(config.env, name or config.env.id, *trusted_wrappers)
         return Run(self.path, dataclasses.replace(config, env=env), self.trust, self.untrusted)
 
     def with_memory(self, memory: MemoryConfig) -> Run:
@@ -211,12 +222,19 @@ class Run:
     def resume_command(self) -> str:
         """Command that resumes the run.
 
-        The command names a custom environment with --env, unless the name comes from an untrusted file.
+        The command names a custom environment with --env and custom wrappers with --wrap, unless the name
+        comes from an untrusted file.
         """
         config: Any = self.config
-        name = "" if config.policy_type is None else config.env.id
-        own = ":" in name and not name.startswith("scrubjay.envs:") and not isinstance(name, UntrustedName)
-        return _format_resume_command(self.path, *(["--env", name] if own else []))
+        names = () if config.policy_type is None else config.names
+        flags = [
+            [flag, name]
+            for flag, name in zip(["--env", *["--wrap"] * len(names)], names, strict=False)
+            if ":" in name.partition("(")[0]
+            and not name.startswith("scrubjay.envs:")
+            and not isinstance(name, UntrustedName)
+        ]
+        return _format_resume_command(self.path, *itertools.chain.from_iterable(flags))
 
     @property
     def status(self) -> Status:

@@ -35,6 +35,7 @@ from scrubjay.experiments.tasks.faults import (
     install_hint,
     try_out,
 )
+from scrubjay.experiments.tasks.wrappers import WrapperCall
 from scrubjay.experiments.user_modules import make_importable
 
 SETTING_ERRORS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
@@ -69,9 +70,16 @@ class EnvConfig:
     """Run each environment in its own process; faster only if a step takes more than about 0.2 ms."""
     text: TextMode = "encode"
     """Text in observations: encode it as a set of words, or drop it."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers of each environment, the innermost first. Each is a name in gymnasium.wrappers or
+    module:Wrapper, with arguments in parentheses, such as "FrameStackObservation(stack_size=4)"."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "num_envs")
+        if isinstance(self.wrappers, str):
+            raise TypeError(f"wrappers={self.wrappers!r}: pass a tuple of texts, one for each wrapper")
+        for wrapper in self.wrappers:
+            WrapperCall.parse(wrapper)
 
     @property
     def num_processes(self) -> int:
@@ -79,8 +87,10 @@ class EnvConfig:
         return self.num_envs if self.subprocesses else 0
 
     def make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-        """Return one environment. Raises ValueError if the id or a setting is unknown or untrusted."""
+        """Return one environment. Raises ValueError if a name or a setting is unknown or untrusted."""
         admit(self.id, self.kwargs)
+        for wrapper in self.wrappers:
+            admit_wrapper(wrapper)
         kwargs: dict[str, Any] = dict(self.kwargs)
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
@@ -101,8 +111,11 @@ class EnvConfig:
             raise ValueError(message) from error
         except SETTING_ERRORS as error:
             raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
-        env = self._convert_text(check_single(env, self.id))
-        return PreviousStep(env, self.inputs) if self._wraps else env
+        env = check_single(env, self.id)
+        for wrapper in self.wrappers:
+            env = WrapperCall.parse(wrapper).apply(env, self.id)
+        env = self._convert_text(env)
+        return PreviousStep(env, self.inputs) if self._adds_inputs else env
 
     def _convert_text(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         if not has_text(env.observation_space):
@@ -113,25 +126,30 @@ class EnvConfig:
             raise ValueError(f"environment {str(self.id)!r}: {error}") from error
 
     @property
-    def _wraps(self) -> bool:
+    def _adds_inputs(self) -> bool:
         return self.inputs != ("observation",)
 
     def as_untrusted(self) -> Self:
-        """Return a copy of this config with the id marked as untrusted, for configs that are read from files.
+        """Return a copy of this config with its names marked as untrusted, for configs read from files.
 
-        An id is not marked if it is safe or if the user named it in this process.
+        The id or a wrapper is not marked if it is safe or if the user named it in this process.
         """
-        return replace(self, id=mark_untrusted(self.id, self.kwargs, self.is_safe))
+        name = mark_untrusted(self.id, self.kwargs, is_safe(self.id, self.kwargs))
+        return replace(self, id=name, wrappers=tuple(map(mark_untrusted_wrapper, self.wrappers)))
 
     @property
     def is_safe(self) -> bool:
-        """True if an untrusted file may name this environment."""
-        return is_safe(self.id, self.kwargs)
+        """True if an untrusted file may name this environment and its wrappers."""
+        return is_safe(self.id, self.kwargs) and all(
+            WrapperCall.parse(wrapper).is_safe for wrapper in self.wrappers
+        )
 
     def facts(self) -> EnvFacts:
         """Return the environment's properties that a run stores."""
         with self.make() as env:
             spaces = Spaces(env.observation_space, env.action_space)
+            if self.wrappers:  # a wrapper may show more, such as the steps before
+                return EnvFacts(spaces)
             return EnvFacts(spaces, getattr(env.unwrapped, "success_without_memory", None))
 
     def try_out(self) -> None:
@@ -154,15 +172,15 @@ class EnvConfig:
         """Return a vector environment that resets in the last step of an episode (SAME_STEP).
 
         The environment's own vector implementation is used if it supports this autoreset mode, and if it has
-        the spaces and the settings of the single environment.
+        the spaces and the settings of the single environment. Wrappers apply to single environments only.
         """
         count = self.num_envs if num_envs is None else num_envs
         with self.make() as env:  # a single environment reports a bad id or setting best
             single = env.env if isinstance(env, PreviousStep) else env
-            is_registered = load_callable(self.id) is None and not self.subprocesses
-            batched = self._make_batched(count, single) if is_registered else None
+            has_own = load_callable(self.id) is None and not self.subprocesses and not self.wrappers
+            batched = self._make_batched(count, single) if has_own else None
         if batched is not None:
-            return PreviousSteps(batched, self.inputs) if self._wraps else batched
+            return PreviousSteps(batched, self.inputs) if self._adds_inputs else batched
         if self.subprocesses:
             make_guarded = lambda: ExitGuard(self.make())
             return AsyncVectorEnv([make_guarded] * count, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -214,6 +232,14 @@ def _find_vector_creator(spec: EnvSpec) -> Callable[..., Any] | None:
     shared = (ours.keys() & theirs.keys()) - settings
     has_same_defaults = all(repr(ours[name].default) == repr(theirs[name].default) for name in shared)
     return vector if has_same_defaults else None
+
+
+def with_names(env: Any, id: str, *wrappers: str) -> Any:
+    """Return a copy of the config of an environment or a team with this id and these wrappers.
+
+    A team has no wrappers.
+    """
+    return replace(env, id=id, **{"wrappers": wrappers} if wrappers or env.wrappers else {})
 
 
 def gymnasium_id(name: str) -> str:
@@ -303,7 +329,7 @@ def _finite(value: Any) -> float:
 
 
 class UntrustedName(str):
-    """Environment name from an untrusted file; this environment must not be created.
+    """Name of an environment or wrapper from an untrusted file; its code must not run.
 
     The class is a str, so that it is serialized, compared and sent to workers like other names. The name
     stays untrusted when other fields of its config change.
@@ -363,6 +389,27 @@ def admit(name: str, kwargs: Mapping[str, Any]) -> None:
             "Python trust=True)"
         )
     _USER_NAMES.add((name, frozenset(kwargs.items())))
+
+
+def mark_untrusted_wrapper(text: str) -> str:
+    """Return the text of a wrapper unchanged if `mark_untrusted` would not mark it, otherwise marked."""
+    is_known = WrapperCall.parse(text).is_safe or _wrapper_key(text) in _USER_NAMES
+    return text if is_known else UntrustedName(text)
+
+
+def admit_wrapper(text: str) -> None:
+    """Record that the user named this wrapper. Raises ValueError on an `UntrustedName`."""
+    if isinstance(text, UntrustedName):
+        effect = "executes code from outside Scrubjay" if ":" in text else "may write files or open windows"
+        raise ValueError(  # noqa: TRY004
+            f"wrapper {str(text)!r}: {text.reason}, and the wrapper {effect}; add --trust if you trust the "
+            "run (in Python trust=True)"
+        )
+    _USER_NAMES.add(_wrapper_key(text))
+
+
+def _wrapper_key(text: str) -> tuple[str, frozenset[tuple[str, Any]]]:
+    return f"wrapper {text}", frozenset()  # no environment has such a name
 
 
 def make_env_importable(name: str) -> None:

@@ -237,27 +237,31 @@ def missing_module(error: BaseException) -> str | None:
     return None
 
 
-def describe_import_error(name: str, error: ImportError) -> str:
-    """Return an error message that names the module that an environment lacks, and how to get it."""
+def describe_import_error(name: str, error: ImportError, kind: str = "environment") -> str:
+    """Return an error message that names the module that an environment lacks, and how to get it.
+
+    `kind` is the part of the environment that `name` refers to.
+    """
     reason, module = " ".join(str(error).split()), missing_module(error)
     if module is None:
-        return f"environment {str(name)!r}: {reason}"
-    reason = f"environment {str(name)!r}: {reason.partition('. ')[0]}"  # gymnasium adds a second sentence
+        return f"{kind} {str(name)!r}: {reason}"
+    reason = f"{kind} {str(name)!r}: {reason.partition('. ')[0]}"  # gymnasium adds a second sentence
+    what = "module:callable" if kind == "environment" else "module:Name"
     source, package = (text.partition(".")[0] for text in (name.partition(":")[0], module))
     has_package = package != module and _is_installed(package)
     remedy = _REMEDIES.get(package) or _REMEDIES.get(source) or f"pip install {package}"
     if has_package and package == source:
-        return f"{reason}; write module:callable with an importable module"
+        return f"{reason}; write {what} with an importable module"
     if has_package:
-        return f"{reason}; the environment needs it, but the installed {package} has no such module"
+        return f"{reason}; the {kind} needs it, but the installed {package} has no such module"
     if package == source and package in _REMEDIES:
         return f"{reason}; {remedy}"
     if package == source:
         return (
-            f"{reason}; write module:callable with a module in the current folder, or install its package, "
+            f"{reason}; write {what} with a module in the current folder, or install its package, "
             f"for example: {remedy}"
         )
-    return f"{reason}; the environment needs it: {remedy}"
+    return f"{reason}; the {kind} needs it: {remedy}"
 
 
 def _is_installed(package: str) -> bool:

@@ -6,7 +6,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium
 import numpy as np
@@ -43,6 +43,8 @@ class TeamEnvConfig:
     """Keyword arguments of the environment; change one with `--set name=value`."""
     num_envs: int = 32
     """Number of parallel environments, each with one team."""
+    wrappers: ClassVar[tuple[str, ...]] = ()
+    """Empty, since gymnasium's wrappers are for single agents."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "num_envs")

@@ -249,9 +249,9 @@ def check_bias(recurrent: TrainConfig, memoryless: TrainConfig) -> None:
                 f"{name} has the memory {memory!r}; the memoryless run must have the memory {_MEMORYLESS!r}, "
                 "and the other run any other memory"
             )
-    tasks = [(config.env.id, config.env.kwargs) for config in (recurrent, memoryless)]
+    tasks = [(config.env.id, config.env.kwargs, config.env.wrappers) for config in (recurrent, memoryless)]
     if tasks[0] != tasks[1]:
         raise ValueError(
-            f"the runs are of different tasks: {tasks[0][0]} {tasks[0][1]} and {tasks[1][0]} {tasks[1][1]}; "
-            "compare two runs of the same task"
+            f"the runs are of different tasks: {' '.join(map(str, tasks[0]))} and "
+            f"{' '.join(map(str, tasks[1]))}; compare two runs of the same task"
         )

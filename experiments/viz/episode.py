@@ -162,6 +162,8 @@ class _PolicyTracer(_Tracer):
         about = {"memory": name_of(config), "return": f"{total:g}", "steps": str(len(self.steps))}
         if getattr(config, "stop_memory_gradient", False):
             about["recall density"] = "only within the window: stored values have no gradient"
+        if env_config.wrappers:
+            about["wrappers"] = ", ".join(env_config.wrappers)
         return about | {name: str(value) for name, value in env_config.kwargs.items()}
 
 

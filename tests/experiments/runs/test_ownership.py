@@ -255,7 +255,10 @@ def test_a_changed_run_is_not_made_the_users_own_by_an_extension(own_run, call):
     assert (code, "its config.json has changed since training" in err) == (2, True)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"paths": 3}', '{"paths": [3], "targets": []}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"paths": 3}', '{"paths": [3], "targets": []}', '{"modules": 3}', '{"modules": [3]}'],
+)
 def test_a_damaged_record_is_no_record(text, own_run, call, state_folder):
     (file,) = state_folder.iterdir()
     file.write_text(text)
@@ -279,6 +282,61 @@ def test_the_states_of_an_own_run_are_not_unpickled(own_run, call, tmp_path, cap
     with caplog.at_level(logging.WARNING):
         call(COMMANDS[2])
     assert not (tmp_path / "harm").exists()
+
+
+SCALE = "import gymnasium\nScale = gymnasium.wrappers.TimeLimit\n"
+"""Module `own` with the wrapper `Scale`."""
+
+
+@pytest.fixture
+def wrapped_run(here, tmp_path, monkeypatch, forget, state_folder):
+    """Train a run of `walk:Walk` with a wrapper of `own.py` in the folder `home`."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    Path("walk.py").write_text(WALK)
+    Path("own.py").write_text(SCALE)
+    words = ["--wrap", "TimeLimit(max_episode_steps=9)", "--wrap", "own:Scale(max_episode_steps=3)"]
+    words += ["--memory", "none", "--run-dir", "run", *SHORT]
+    code, _, err = here("train", "ppo", "--env", "walk:Walk", *words)
+    assert (code, err) == (0, "")
+    forget()
+    return tmp_path / "home" / "run"
+
+
+def test_commands_accept_the_users_own_wrapper(wrapped_run, call):
+    for command in COMMANDS:
+        assert call(command) == (0, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_the_module_of_a_wrapper_is_compared_too(command, wrapped_run, call, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "own.py").write_text(f"import os\nos.makedirs({str(elsewhere / 'harm')!r})\n" + SCALE)
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.syspath_prepend(str(wrapped_run.parent))
+    sys.path.insert(0, str(elsewhere))  # walk.py is the module of training, own.py is another one
+    code, err = call(command, wrapped_run)
+    assert (code, err.count("\n"), "add --trust" in err) == (2, 1, True)
+    assert f"the module is {elsewhere / 'own.py'} here and was {wrapped_run.parent / 'own.py'}" in err
+    assert not (elsewhere / "harm").exists()
+
+
+def test_a_wrapper_without_its_module_names_the_folder_of_training(wrapped_run, call):
+    Path("own.py").unlink()
+    code, err = call(COMMANDS[0])
+    assert code == 2
+    assert f"no module named 'own' is found; training found it in {wrapped_run.parent}" in err
+
+
+def test_a_record_of_a_version_without_wrappers_is_valid(own_run, call, state_folder):
+    (file,) = state_folder.iterdir()
+    fields = json.loads(file.read_text())
+    (module,) = fields.pop("modules")
+    file.write_text(json.dumps({**fields, **module}))
+    assert call(COMMANDS[0]) == (0, "")
+    file.write_text(json.dumps({**fields, "paths": [], "targets": []}))
+    assert "the module is" in call(COMMANDS[0])[1]
 
 
 def test_training_continues_without_a_folder_for_records(here, tmp_path, monkeypatch, forget, caplog):
@@ -319,13 +377,15 @@ def test_an_environment_with_a_setting_of_text_is_recorded(here, state_folder, c
 
 
 @pytest.mark.slow
-def test_workers_on_ray_import_the_module_of_an_own_run(tmp_path, monkeypatch):
+def test_workers_on_ray_import_the_modules_of_an_own_run(tmp_path, monkeypatch):
     (tmp_path / "walk.py").write_text(WALK)
+    (tmp_path / "own.py").write_text(SCALE)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ray = ["--engine", "ray", "--num-env-runners", "1"]
+    wrap = ["--wrap", "own:Scale(max_episode_steps=9)"]
     for words in (
-        ["train", "ppo", "--env", "walk:Walk", "--memory", "none", "--run-dir", "run", *SHORT],
+        ["train", "ppo", "--env", "walk:Walk", *wrap, "--memory", "none", "--run-dir", "run", *SHORT],
         ["resume", "run", "--total-steps", "96", "--quiet", *ray],
     ):
         done = subprocess.run(
