@@ -107,7 +107,8 @@ CODE = (
     Border(
         "builtins.getattr([!?]*) operator.methodcaller",
         "names of a fixed set",
-        "agents/tools/holidays.py experiments/commands/main.py experiments/quality/context_peers.py",
+        "agents/tools/holidays.py experiments/commands/main.py experiments/quality/context_peers.py "
+        "experiments/tasks/wrappers.py",
     ),
     Border(
         "gymnasium.make gymnasium.make_vec gymnasium.spec gymnasium.envs.registration.load_env_creator",

@@ -21,8 +21,6 @@ class Origin:
     """Training environment: a gymnasium id or a custom name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
-    wrappers: Sequence[str] = ()
-    """Wrappers of the environment, the innermost first."""
     learner: str | None = None
     """Name of the learner."""
     steps: int | None = None
@@ -32,6 +30,8 @@ class Origin:
     result: Mapping[str, float] = field(default_factory=dict)
     """Evaluation results by name: `episodic_return`, `success` and the number of `episodes`. Names with the
     suffixes `_low` and `_high` are the bounds of 95 % confidence intervals."""
+    wrappers: Sequence[str] = ()
+    """Wrappers of the environment, the innermost first."""
 
     def interval(self, name: str) -> str | None:
         """Return the result `name` as text with its interval, such as "0.950 [0.900, 0.975]".

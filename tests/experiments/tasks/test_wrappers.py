@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.agents.rl.sampler import can_restore, load_env, save_env
-from scrubjay.experiments import EnvConfig, Run
+from scrubjay.experiments import EnvConfig, Run, TrainConfig
 from scrubjay.experiments.tasks import environments as names
 from scrubjay.experiments.tasks.wrappers import WrapperCall
 
@@ -128,6 +129,12 @@ def test_damaged_calls_are_refused_with_the_syntax(text):
         EnvConfig("CartPole-v1", wrappers=(text,))
 
 
+def stored_env(path) -> EnvConfig:
+    config = Run.load(path).config
+    assert isinstance(config, TrainConfig)
+    return config.env
+
+
 def play(env, steps=40):
     rows = [env.reset(seed=3)[0]]
     env.action_space.seed(5)
@@ -168,7 +175,7 @@ def assert_equal(rows, expected):
                 "DelayObservation(delay=2)",
             ],
             lambda e: wrappers.DelayObservation(
-                wrappers.TimeAwareObservation(wrappers.RescaleAction(e, -1.0, 1.0)), 2
+                wrappers.TimeAwareObservation(wrappers.RescaleAction(e, np.float64(-1), np.float64(1))), 2
             ),
         ),
         (
@@ -192,7 +199,7 @@ def test_environments_equal_those_of_gymnasium(env_id, texts, build):
 
 def test_the_first_wrapper_is_the_innermost_and_inputs_are_added_last():
     texts = ("FrameStackObservation(stack_size=2)", "mine:Scale(factor=3)")
-    env = EnvConfig("CartPole-v1", wrappers=texts, inputs=("observation", "reward")).make()
+    env: Any = EnvConfig("CartPole-v1", wrappers=texts, inputs=("observation", "reward")).make()
     assert [type(layer).__name__ for layer in (env, env.env, env.env.env)] == [
         "PreviousStep",
         "Scale",
@@ -264,7 +271,7 @@ def test_bad_names_and_arguments_are_refused(text, message, usage_error):
 
 def test_a_text_is_no_tuple_of_wrappers():
     with pytest.raises(TypeError, match="pass a tuple of texts"):
-        EnvConfig("CartPole-v1", wrappers="TimeAwareObservation")
+        EnvConfig("CartPole-v1", wrappers="TimeAwareObservation")  # pyright: ignore[reportArgumentType]
 
 
 def test_faults_of_a_wrapper_are_faults_of_the_environment(here, usage_error):
@@ -304,7 +311,7 @@ def test_a_run_with_wrappers_from_training_to_a_recording(here, monkeypatch):
         code, out, err = here(*words)
         assert (code, err) == (0, ""), words
         assert message in out
-    assert Run.load("third").config.env == Run.load("run").config.env
+    assert stored_env("third") == stored_env("run")
     card = Path("policy/README.md").read_text()
     assert "| wrappers | `TimeAwareObservation`, `mine:Scale(factor=0.5)` |" in card
     assert "env.step" not in card
@@ -369,7 +376,7 @@ def test_safe_wrappers_of_a_file_need_no_trust(here, monkeypatch):
         "train", "--config", "config.yaml", "--wrap", "FlattenObservation", "--run-dir", "two", "--quiet"
     )
     assert (code, err) == (0, "")
-    assert Run.load("two").config.env.wrappers == ("FlattenObservation",), "--wrap replaces those of the file"
+    assert stored_env("two").wrappers == ("FlattenObservation",), "--wrap replaces those of the file"
 
 
 @pytest.mark.parametrize(
@@ -403,7 +410,7 @@ def test_comparisons_train_with_wrappers(here, trained_here):
     code, _, err = here("compare", *words)
     assert (code, err) == (0, "")
     (file,) = Path("out").glob("*/config.json")
-    assert Run.load(file.parent).config.env.wrappers == (flags[1],)
+    assert stored_env(file.parent).wrappers == (flags[1],)
 
 
 def test_play_records_a_wrapped_environment(here):
