@@ -51,6 +51,8 @@ class LearnerConfig(ABC):
     """Type of policy that the learner trains: "agent" or "team"."""
     supports_peers: ClassVar[bool] = False
     """True if several processes can share one update through `peers`, each with a part of the batch."""
+    updates_statistics: ClassVar[bool] = False
+    """True if `update` ends with `policy.update_statistics`, which `normalize_observations` needs."""
     min_rows_field: ClassVar[str | None] = None
     """Name of the config field that sets the minimum number of environments in a batch. None if the learner
     has no such field; the minimum is then 1."""

@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary, Reconstruction
 from scrubjay.agents.rl.composite import check_deviation, make_action_head, select_row
 from scrubjay.agents.rl.distributions import Deviation, Distribution
-from scrubjay.agents.rl.encoders.observation import ImageEncoderType, Pooling, linear, make_encoder
+from scrubjay.agents.rl.encoders.observation import ImageEncoderType, Pooling, linear
+from scrubjay.agents.rl.learner import SingleProcess
+from scrubjay.agents.rl.normalization import ObservationNormalizer
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.pretrained import PretrainedPolicy
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.agents.rl.spaces import Spaces
-from scrubjay.memory import MemoryConfig, State, detach_state, make_config
+from scrubjay.agents.rl.trunk import ACTOR, CRITIC, SeparateSteppers, Trunk, join_states
+from scrubjay.memory import MemoryConfig, State, make_config
+from scrubjay.memory.contract.base import select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.positional import PositionalConfig
 from scrubjay.memory.stack import StackConfig
@@ -48,6 +52,13 @@ class PolicyConfig:
     deviation: Deviation = "constant"
     """Standard deviation of Box actions: constant for a parameter that is the same in all states, or state
     for an output of the network."""
+    separate_critic: bool = False
+    """Give the critic an encoder and a memory of its own. The value loss then does not change the features of
+    the actor. Auxiliary heads belong to the actor."""
+    normalize_observations: bool = False
+    """Normalize floating-point vectors in observations by their running mean and standard deviation, and clip
+    them to [-10, 10]. The statistics change after each update in training, and are part of the weights.
+    Images, indices and integers are not normalized."""
 
     def __post_init__(self) -> None:
         check_deviation(self.deviation)
@@ -113,32 +124,35 @@ class Evaluation(NamedTuple):
     """Action distribution, `[batch, time]`."""
 
 
-class Policy(PretrainedPolicy):
+class Policy(Trunk, PretrainedPolicy):
     """Actor-critic policy with any memory, for any supported observation and action spaces.
 
-    Raises TypeError if a space is not supported.
+    The policy itself is the trunk of the actor. The critic shares this trunk, unless the config has
+    `separate_critic=True`. Raises TypeError if a space is not supported, and ValueError if there is nothing
+    to normalize.
     """
 
     config_class = PolicyConfig
+    normalizer: ObservationNormalizer | None
+    """Running statistics of observations; None if observations are not normalized."""
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, config: PolicyConfig | None = None
     ) -> None:
-        super().__init__()
-        self.config = config if config is not None else PolicyConfig()
+        config = config if config is not None else PolicyConfig()
+        dim = config.memory.dim
+        options = config.memory_with_clock, config.skip, config.pooling, config.images
+        super().__init__(observation_space, *options)
+        self.config = config
         self.observation_space = observation_space
         self.action_space = action_space
-        dim = self.config.memory.dim
-        options = self.config.pooling, self.config.images
-        self.encoder = make_encoder(observation_space, dim, *options)
-        # A separate encoder: the memory and the heads may need different features of an observation.
-        self.view = make_encoder(observation_space, dim, *options) if self.config.skip else None
-        self.memory = self.config.memory_with_clock.build()
-        self.actor = make_action_head(action_space, dim, self.config.deviation)
+        self.actor = make_action_head(action_space, dim, config.deviation)
         self.critic = linear(dim, 1, gain=1.0)
         self.reconstruction = Reconstruction(observation_space, dim) if self.config.reconstruction else None
         heads = {name: HEADS[name](observation_space, action_space, dim) for name in self.config.auxiliary}
         self.auxiliary = nn.ModuleDict(heads)
+        self.critic_trunk = Trunk(observation_space, *options) if config.separate_critic else None
+        self.normalizer = ObservationNormalizer(observation_space) if config.normalize_observations else None
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +161,38 @@ class Policy(PretrainedPolicy):
 
     def initial_state(self, batch_size: int) -> State:
         """Return the memory state at episode start."""
-        return self.memory.initial_state(batch_size)
+        actor = self.memory.initial_state(batch_size)
+        if self.critic_trunk is None:
+            return actor
+        return join_states(actor, self.critic_trunk.memory.initial_state(batch_size))
+
+    def split_state(self, state: State) -> tuple[State, State]:
+        """Return the memory states of actor and critic; both are `state` if they share a trunk."""
+        if self.critic_trunk is None:
+            return state, state
+        return select_part(state, prefix=ACTOR), select_part(state, prefix=CRITIC)
+
+    def stepper(self, state: State) -> Stepper | SeparateSteppers:
+        """Return a stepper for `advance` that continues from `state`.
+
+        The stepper is valid until the weights change.
+        """
+        if self.critic_trunk is None:
+            return self.memory.stepper(state)
+        actor, critic = self.split_state(state)
+        return SeparateSteppers(self.memory.stepper(actor), self.critic_trunk.memory.stepper(critic))
+
+    def normalize(self, observation: Observation) -> Observation:
+        """Return the observation that the encoders receive: normalized, if configured."""
+        return observation if self.normalizer is None else self.normalizer(observation)
+
+    def update_statistics(self, segment: Segment, peers: SingleProcess | None = None) -> None:
+        """Update the running mean and variance of observations; learners call this after each update.
+
+        With `peers`, the statistics are those of the segments of all learners together.
+        """
+        if self.normalizer is not None:
+            self.normalizer.update(segment.observations, peers if peers is not None else SingleProcess())
 
     @torch.no_grad()
     def step(
@@ -159,31 +204,44 @@ class Policy(PretrainedPolicy):
         deterministic: bool = False,
     ) -> PolicyStep:
         """Select one action per environment; `start` is True where an episode starts."""
-        features, state = self._step_memory(observation, state, start)
-        return PolicyStep(*self._select_action(features, generator, deterministic), state)
+        observation = self.normalize(observation)
+        own, critics = self.split_state(state)
+        features, own = self.step_features(observation, own, start)
+        if self.critic_trunk is None:
+            return PolicyStep(*self._select_action(features, features, generator, deterministic), own)
+        critic_features, critics = self.critic_trunk.step_features(observation, critics, start)
+        output = self._select_action(features, critic_features, generator, deterministic)
+        return PolicyStep(*output, join_states(own, critics))
 
     @torch.no_grad()
     def advance(
         self,
         observation: Observation,
-        stepper: Stepper,
+        stepper: Stepper | SeparateSteppers,
         start: Bool[Tensor, "batch"] | None = None,
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> PolicyOutput:
         """Select one action per environment, as `step` does, but faster.
 
-        `stepper` is a result of `memory.stepper`. The stepper holds the memory state and updates it.
+        `stepper` is a result of the method `stepper`. It holds the memory state and updates it.
         """
-        memory_output = stepper.step(self.encoder(observation), start)
-        return self._select_action(self.add_skip(memory_output, observation), generator, deterministic)
+        observation = self.normalize(observation)
+        if isinstance(stepper, SeparateSteppers):
+            assert self.critic_trunk is not None  # it has made the steppers
+            features = self.advance_features(observation, stepper.actor, start)
+            critic_features = self.critic_trunk.advance_features(observation, stepper.critic, start)
+        else:
+            features = critic_features = self.advance_features(observation, stepper, start)
+        return self._select_action(features, critic_features, generator, deterministic)
 
     @torch.no_grad()
     def value(
         self, observation: Observation, state: State, start: Bool[Tensor, "batch"] | None = None
     ) -> Float[Tensor, "batch"]:
         """Return the values of a batch of observations; the memory state is not updated."""
-        features, _ = self._step_memory(observation, state, start)
+        trunk = self if self.critic_trunk is None else self.critic_trunk
+        features, _ = trunk.step_features(self.normalize(observation), self.split_state(state)[1], start)
         return self.critic(features).squeeze(-1)
 
     def act(
@@ -228,13 +286,15 @@ class Policy(PretrainedPolicy):
         Gradients stop at the start of the segment: the memory state before its first step is a constant.
         """
         batch, time = segment.starts.shape
+        if self.normalizer is not None:  # also for the targets of the auxiliary heads
+            segment = dataclasses.replace(segment, observations=self.normalizer(segment.observations))
         leaves = {key: leaf.flatten(0, 1) for key, leaf in to_leaves(segment.observations).items()}
         observations = from_leaves(leaves)
-        encoder_features = self.encoder(observations).unflatten(0, (batch, time))
-        memory_output, _ = self.memory(encoder_features, detach_state(segment.state), segment.starts)
-        features = self.add_skip(memory_output.flatten(0, 1), observations).unflatten(0, (batch, time))
+        features, critic_features, _ = self.head_inputs(
+            observations, (batch, time), segment.state, segment.starts
+        )
         distribution: Distribution = self.actor(features)
-        values = self.critic(features).squeeze(-1)
+        values = self.critic(critic_features).squeeze(-1)
         if self.reconstruction is None:
             reconstruction_loss = values.new_zeros(())
         else:
@@ -243,22 +303,31 @@ class Policy(PretrainedPolicy):
         auxiliary = {name: head(features, segment) for name, head in self.auxiliary.items()}
         return Evaluation(log_probs, entropy, values, reconstruction_loss, auxiliary, distribution)
 
-    def add_skip(
-        self, memory_output: Float[Tensor, "batch dim"], observation: Observation
-    ) -> Float[Tensor, "batch dim"]:
-        """Return the input of the heads: the memory's output plus the skip connection, if configured."""
-        return memory_output if self.view is None else memory_output + self.view(observation)
+    def head_inputs(
+        self,
+        observations: Observation,
+        shape: tuple[int, int],
+        state: State,
+        starts: Bool[Tensor, "batch time"] | None,
+    ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time dim"], State]:
+        """Return the inputs of the heads of actor and critic for a segment, and the next memory state.
+
+        `observations` have been normalized. They have one leading axis, of size `batch * time`.
+        """
+        own, critics = self.split_state(state)
+        features, own = self.segment_features(observations, shape, own, starts)
+        if self.critic_trunk is None:
+            return features, features, own
+        critic_features, critics = self.critic_trunk.segment_features(observations, shape, critics, starts)
+        return features, critic_features, join_states(own, critics)
 
     def _select_action(
-        self, features: Tensor, generator: torch.Generator | None, deterministic: bool
+        self,
+        features: Tensor,
+        critic_features: Tensor,
+        generator: torch.Generator | None,
+        deterministic: bool,
     ) -> PolicyOutput:
         distribution = self.actor(features)
         action = distribution.mode() if deterministic else distribution.sample(generator)
-        return PolicyOutput(action, distribution.log_prob(action), self.critic(features).squeeze(-1))
-
-    def _step_memory(
-        self, observation: Observation, state: State, start: Tensor | None
-    ) -> tuple[Tensor, State]:
-        features = self.encoder(observation).unsqueeze(1)
-        memory_output, state = self.memory(features, state, None if start is None else start.unsqueeze(1))
-        return self.add_skip(memory_output.squeeze(1), observation), state
+        return PolicyOutput(action, distribution.log_prob(action), self.critic(critic_features).squeeze(-1))

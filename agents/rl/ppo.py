@@ -32,6 +32,7 @@ class PPOConfig(ScheduleConfig):
     """Config of `PPO`. Raises ValueError on an invalid value."""
 
     supports_peers: ClassVar[bool] = True
+    updates_statistics: ClassVar[bool] = True
     min_rows_field: ClassVar[str | None] = "num_minibatches"
 
     learning_rate: float = 3e-4
@@ -206,6 +207,8 @@ class PPO:
             result["charts/learning_rate"] = rate
         result |= config.schedule_metrics(self.steps)
         self.steps += total * segment.rewards.shape[1]
+        # Not earlier: the segment was sampled with the statistics before it, and the ratios start at 1.
+        self.policy.update_statistics(segment, self.peers)
         return result
 
     def advantages(self, segment: Segment) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:

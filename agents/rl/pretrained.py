@@ -112,7 +112,8 @@ class PretrainedPolicy(nn.Module):
         non_finite = sorted(name for name, value in weights.items() if not bool(torch.isfinite(value).all()))
         if non_finite:
             raise ValueError(f"{file}: NaN or inf in {', '.join(non_finite[:_MAX_LISTED])}")
-        policy.load_state_dict(weights)
+        with _prefix_errors(file):
+            policy.load_state_dict(weights)
         return policy.eval()
 
 
@@ -199,7 +200,8 @@ def _check_weights(headers: dict[str, _TensorHeader], expected: dict[str, Tensor
     """Return the dtype of the stored weights.
 
     Raises ValueError if names or shapes in `headers` differ from those in `expected`. Also raises ValueError
-    if the floating-point weights have several dtypes or a dtype that is not supported.
+    if the floating-point weights have several dtypes or a dtype that is not supported. Statistics of
+    observations are float64 in every policy and do not count.
     """
     errors = [f"{name} is missing" for name in expected if name not in headers]
     errors += [f"{name} is not a weight of this policy" for name in headers if name not in expected]
@@ -211,7 +213,7 @@ def _check_weights(headers: dict[str, _TensorHeader], expected: dict[str, Tensor
     dtypes = {
         headers[name].dtype
         for name, value in expected.items()
-        if name in headers and value.is_floating_point()
+        if name in headers and value.is_floating_point() and not name.startswith("normalizer.")
     }
     if not errors and (len(dtypes) > 1 or not dtypes <= set(_FLOATS)):
         errors = [f"weights are {' and '.join(sorted(dtypes))}, expected one of {', '.join(_FLOATS)}"]

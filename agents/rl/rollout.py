@@ -226,12 +226,12 @@ class PolicyActor:
     ) -> None:
         self.policy, self._generator, self._deterministic = policy, generator, deterministic
         self._tensors = InputTensors(policy.observation_space, policy.device)
-        self._stepper = None if state is None else policy.memory.stepper(state)
+        self._stepper = None if state is None else policy.stepper(state)
 
     def act(self, inputs: ActorInput) -> Choice:
         """Choose actions and advance the memory states; the output is a `PolicyOutput`."""
         if self._stepper is None:
-            self._stepper = self.policy.memory.stepper(self.policy.initial_state(len(inputs.starts)))
+            self._stepper = self.policy.stepper(self.policy.initial_state(len(inputs.starts)))
         output = self.policy.advance(
             self._tensors.observation(inputs),
             self._stepper,

@@ -101,7 +101,8 @@ class BaseSampler(ABC):
                 self._has_warned = True
                 _log.warning("%s; training continues, and later ones are not reported", text)
         log_probs = torch.stack([output.log_prob for output in outputs], dim=1)
-        if not log_probs.isfinite().all():  # caused by the observations or by diverged weights
+        # NaN is caused by the observations or by diverged weights. A normalized inf is clipped.
+        if self.policy.normalizer is not None or not log_probs.isfinite().all():
             check_finite(self.envs.leaves, arrays)
         self._state = actor.state()
         self._inputs = ActorInput(

@@ -53,29 +53,36 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         return {name: value[0].cpu().numpy() for name, value in self.policy.initial_state(1).items()}
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        features, state = self._apply_memory(batch)
+        features, critic_features, state = self._apply_memory(batch)
         inputs = self.policy.actor(features).outputs()
-        out = {Columns.ACTION_DIST_INPUTS: inputs, Columns.EMBEDDINGS: features}
+        out = {Columns.ACTION_DIST_INPUTS: inputs, Columns.EMBEDDINGS: critic_features}
         return {**out, Columns.STATE_OUT: state} if state else out
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        if self.policy.normalizer is not None:
+            raise ValueError(
+                "normalize_observations=True: RLlib's learners do not update the statistics of observations; "
+                "use scrubjay.agents.rllib.SegmentPPO, or normalize in the environment"
+            )
+        return self._forward(batch, **kwargs)
 
     def compute_values(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
         """Return the value estimate of every step; called by RLlib's learners."""
-        features = self._apply_memory(batch)[0] if embeddings is None else embeddings
+        features = self._apply_memory(batch)[1] if embeddings is None else embeddings
         return self.policy.critic(features).squeeze(-1)
 
-    def _apply_memory(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _apply_memory(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the inputs of the heads of actor and critic, and the next memory state."""
         observations = to_tensors(self.observation_space, batch[Columns.OBS], self.policy.device)
-        if not self.is_stateful():  # RLlib then omits the time axis
-            memory_output, _ = self.policy.memory(self.policy.encoder(observations).unsqueeze(1), {})
-            return self.policy.add_skip(memory_output.squeeze(1), observations), {}
-        # Each batch row is a part of one episode and starts from the state that RLlib stored for it.
+        observations = self.policy.normalize(observations)
         leaves = to_leaves(observations)
-        rows_and_time = next(iter(leaves.values())).shape[:2]
+        shape = next(iter(leaves.values())).shape[:2]
+        if not self.is_stateful():  # RLlib then omits the time axis
+            features, critic_features, _ = self.policy.head_inputs(observations, (shape[0], 1), {}, None)
+            return features.squeeze(1), critic_features.squeeze(1), {}
+        # Each batch row is a part of one episode and starts from the state that RLlib stored for it.
         flat = from_leaves({key: leaf.flatten(0, 1) for key, leaf in leaves.items()})
-        encoder_features = self.policy.encoder(flat).unflatten(0, rows_and_time)
-        memory_output, state = self.policy.memory(encoder_features, batch[Columns.STATE_IN])
-        features = self.policy.add_skip(memory_output.flatten(0, 1), flat)
-        return features.unflatten(0, rows_and_time), state
+        return self.policy.head_inputs(flat, (shape[0], shape[1]), batch[Columns.STATE_IN], None)
 
 
 class SegmentModule(TorchRLModule):

@@ -154,6 +154,7 @@ class TeamPolicy(PretrainedPolicy):
         self.observation_space = observation_space
         self.action_space = action_space
         self.num_agents = num_agents
+        self.normalizer = None
         heads, identities = num_agents if config.joint else 1, num_agents if config.identity else None
         self.actors = nn.ModuleList(
             TeamActor(observation_space, action_space, config, heads, identities)

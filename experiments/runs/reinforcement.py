@@ -159,6 +159,12 @@ class RLConfig(Experiment):
                 f"learner={type(learner).__name__}: it trains the policy of one "
                 f"{learner.policy_type}, not of one {self.policy_type}; choose another learner"
             )
+        if getattr(self.policy, "normalize_observations", False) and not learner.updates_statistics:
+            raise ValueError(
+                f"policy.normalize_observations=True: {type(learner).__name__} does not update the "
+                "statistics of observations; set updates_statistics=True in its class and call "
+                "policy.update_statistics(segment) after each update, or use another learner"
+            )
         if ray is None:
             resolve_device(self.device)
         elif max(ray.num_env_runners, ray.num_learners) > rows:

@@ -19,7 +19,7 @@ memory reports.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from torch import Tensor
 from scrubjay.agents.rl.composite import Composite, split_actions
 from scrubjay.agents.rl.distributions import Categorical, Distribution
 from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.trunk import Trunk
 
 _AT_ONCE = 32
 """Number of steps whose gradients are computed in one batch, one batch row per step."""
@@ -39,8 +40,10 @@ def recall_density(
     skip_features: Float[Tensor, "time dim"] | None,
     actions: Tensor,
     on_step: Callable[[int], None] = lambda step: None,
+    trunk: Trunk | None = None,
+    names: Sequence[str] = ("action", "value"),
 ) -> dict[str, Float[Tensor, "time time"]]:
-    """Return two recall densities, "action" and "value", each of shape `[time, time]`.
+    """Return the recall densities `names` by name, each of shape `[time, time]`.
 
     Row t is the step of the action or value. Column s is the step of the observation; the density is 0 for
     s > t.
@@ -48,12 +51,15 @@ def recall_density(
     Args:
         policy: Policy of the episode.
         encodings: Encoder output of each observation.
-        skip_features: Output of `policy.view` per observation; None without a skip connection.
+        skip_features: Output of `trunk.view` per observation; None without a skip connection.
         actions: Actions as sampled by the policy, `[time, ...]`.
         on_step: Callback with the number of steps done.
+        trunk: Trunk whose output the heads receive: `policy.critic_trunk` for the value of a policy that has
+            one; None for `policy`.
+        names: "action", "value" or both.
     """
-    time = len(encodings)
-    density = {name: torch.zeros(time, time) for name in ("action", "value")}
+    time, trunk = len(encodings), policy if trunk is None else trunk
+    density = {name: torch.zeros(time, time) for name in names}
     differences = [part - part.mean(dim=0) for part in (encodings, skip_features) if part is not None]
     spread = [part.T @ part / len(part) for part in differences]
     for first in range(0, time, _AT_ONCE):
@@ -62,14 +68,15 @@ def recall_density(
         rows = torch.arange(last - first)
         x = encodings[:last].expand(len(rows), -1, -1).clone().requires_grad_()
         with torch.enable_grad():
-            memory_output, _ = policy.memory(x, policy.initial_state(len(rows)))
+            memory_output, _ = trunk.memory(x, trunk.memory.initial_state(len(rows)))
             features = memory_output[rows, first + rows]
             view = None if skip_features is None else skip_features[first:last].clone().requires_grad_()
             features = features if view is None else features + view
-            numbers = {
-                "action": _action_scores(policy.actor(features), actions[first:last]),
-                "value": policy.critic(features).squeeze(-1),
-            }
+            numbers = {}
+            if "action" in names:
+                numbers["action"] = _action_scores(policy.actor(features), actions[first:last])
+            if "value" in names:
+                numbers["value"] = policy.critic(features).squeeze(-1)
         for name, number in numbers.items():
             leaves = [x] if view is None else [x, view]
             grads = torch.autograd.grad(number.sum(), leaves, retain_graph=True)

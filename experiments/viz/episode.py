@@ -23,6 +23,8 @@ from scrubjay.agents.rl.composite import select_row
 from scrubjay.agents.rl.distributions import Categorical
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.rollout import ActorInput, Choice, InputTensors, RolloutStep
+from scrubjay.agents.rl.segment import Observation
+from scrubjay.agents.rl.trunk import Trunk
 from scrubjay.agents.teams.network import AgentTrace
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.tasks.environments import EnvConfig
@@ -31,7 +33,7 @@ from scrubjay.experiments.viz.density import recall_density
 from scrubjay.experiments.viz.film import make_rendering_env, render_frame
 from scrubjay.experiments.viz.one_env import OneEnv, OneTeam
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
-from scrubjay.memory import name_of
+from scrubjay.memory import State, name_of
 from scrubjay.memory.contract.base import Recall as MemoryRecall
 
 _WIDEST = 640
@@ -92,34 +94,53 @@ class _Tracer:
         return self.picture_store.add(render_frame(self.envs.env, "")) if self._has_pictures else None
 
 
+class _TrunkTracer:
+    """Trunk of a policy with its memory state and its outputs in an episode."""
+
+    def __init__(self, trunk: Trunk, state: State) -> None:
+        self.trunk, self._state = trunk, state
+        self.encodings: list[Tensor] = []
+        self.skip_features: list[Tensor] = []
+        self.recall: MemoryRecall | None = None
+        """Items that the memory recalled at the latest step."""
+
+    def step(self, observation: Observation) -> Tensor:
+        """Process one observation and return the input of the heads."""
+        encoding = self.trunk.encoder(observation)
+        self.recall = self.trunk.memory.recall(encoding, self._state)
+        memory_output, self._state = self.trunk.memory(encoding[:, None], self._state)
+        self.encodings.append(encoding[0])
+        if self.trunk.view is None:
+            return memory_output[:, 0]
+        view = self.trunk.view(observation)
+        self.skip_features.append(view[0])
+        return memory_output[:, 0] + view
+
+
 class _PolicyTracer(_Tracer):
     """Tracer of a policy."""
 
     def __init__(self, policy: Policy, envs: OneEnv, has_pictures: bool) -> None:
         super().__init__(policy, envs, has_pictures)
-        self.encodings: list[Tensor] = []
-        self.skip_features: list[Tensor] = []
+        actor, critic = policy.split_state(self._state)
+        self._actor = _TrunkTracer(policy, actor)
+        trunk = policy.critic_trunk
+        self._critic = None if trunk is None else _TrunkTracer(trunk, critic)
         self.actions: list[Tensor] = []
 
     @torch.no_grad()
     def act(self, inputs: ActorInput) -> Choice:
         """Record the observation and choose an action; the output are the numbers of the step by track."""
         policy, place = self.policy, self._draw()
-        batch = self._tensors.observation(inputs)
-        encoding = policy.encoder(batch)
-        memory_trace = policy.memory.recall(encoding, self._state)
-        memory_output, self._state = policy.memory(encoding[:, None], self._state)
-        features = memory_output[:, 0]
-        if policy.view is not None:
-            view = policy.view(batch)
-            features = features + view
-            self.skip_features.append(view[0])
+        batch = policy.normalize(self._tensors.observation(inputs))
+        features = self._actor.step(batch)
+        memory_trace = self._actor.recall
         distribution = policy.actor(features)
         action = distribution.mode()
-        self.encodings.append(encoding[0])
         self.actions.append(action[0])
         actions = policy.env_actions(action)
-        numbers, chances = {"value": float(policy.critic(features))}, {}
+        critic_features = features if self._critic is None else self._critic.step(batch)
+        numbers, chances = {"value": float(policy.critic(critic_features))}, {}
         if isinstance(policy.action_space, gymnasium.spaces.Discrete):
             numbers["probability of the choice"] = float(distribution.log_prob(action).exp())
             if isinstance(distribution, Categorical):
@@ -141,15 +162,21 @@ class _PolicyTracer(_Tracer):
 
     def finish(self, on_step: OnStep) -> None:
         """Add the recall density to the steps."""
-        total = len(self.steps)
-        density = recall_density(
-            self.policy,
-            torch.stack(self.encodings),
-            torch.stack(self.skip_features) if self.skip_features else None,
-            torch.stack(self.actions),
-            # The gradient of a step passes through all steps before it, so work grows with the square.
-            lambda done: on_step(done * done // total, total),
-        )
+        total, density = len(self.steps), {}
+        parts = {("action", "value"): self._actor}
+        if self._critic is not None:
+            parts = {("action",): self._actor, ("value",): self._critic}
+        for index, (names, part) in enumerate(parts.items()):
+            density |= recall_density(
+                self.policy,
+                torch.stack(part.encodings),
+                torch.stack(part.skip_features) if part.skip_features else None,
+                torch.stack(self.actions),
+                # The gradient of a step passes through all steps before it, so work grows with the square.
+                lambda done, before=index * total: on_step(before + done * done // total, len(parts) * total),
+                part.trunk,
+                names,
+            )
         for name, rows in density.items():
             for t, row in enumerate(rows.numpy()):
                 recall = Recall.from_weights(f"recall density of the {name}", np.arange(t + 1), row[: t + 1])

@@ -107,7 +107,7 @@ def test_steps_and_a_segment_agree_where_sets_are_seen_beside_memory(pooling: Po
     torch.testing.assert_close(evaluation.log_probs, segment.log_probs)
     torch.testing.assert_close(evaluation.values, segment.values)
     with torch.no_grad():
-        rows = policy.memory.stepper(segment.state)
+        rows = policy.stepper(segment.state)
         for t in range(11):
             observation = from_leaves(
                 {key: leaf[:, t] for key, leaf in to_leaves(segment.observations).items()}
