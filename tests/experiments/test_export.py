@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from scrubjay.agents.rl.learner import SingleProcess
 from scrubjay.agents.rl.policy import Policy, PolicyConfig
 from scrubjay.experiments.export import export_onnx, export_torch
 from scrubjay.memory import list_memories, make_config
@@ -20,9 +22,10 @@ VECTOR = spaces.Box(-1, 1, (4,), np.float32)
 SAVED = ("none", "gru", "hcam", "titans_mac")
 
 
-def make_policy(memory: str, observation_space: gymnasium.Space = VECTOR) -> Policy:
+def make_policy(memory: str, observation_space: gymnasium.Space = VECTOR, **fields: Any) -> Policy:
     torch.manual_seed(0)
-    return Policy(observation_space, spaces.Discrete(3), PolicyConfig(memory=make_config(memory, dim=16)))
+    config = PolicyConfig(memory=make_config(memory, dim=16), **fields)
+    return Policy(observation_space, spaces.Discrete(3), config)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,18 @@ def test_the_exported_program_is_the_policy(memory, tmp_path):
 def test_dict_observations_can_be_exported(tmp_path):
     space = spaces.Dict({"card": spaces.Discrete(5), "place": VECTOR})
     assert export_torch(make_policy("gru", space), tmp_path / "policy.pt2") <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["torch", pytest.param("onnx", marks=[pytest.mark.slow, pytest.mark.requires("onnx", "onnxscript")])],
+)
+def test_statistics_and_a_separate_critic_can_be_exported(form, tmp_path):
+    policy = make_policy("gru", separate_critic=True, normalize_observations=True)
+    assert policy.normalizer is not None
+    policy.normalizer.update(3 + torch.rand(9, 4), SingleProcess())
+    export = {"torch": export_torch, "onnx": export_onnx}[form]
+    assert export(policy, tmp_path / "policy") <= 1e-5
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ def make_teams(num_envs):
     return ParallelTeams(lambda: simple_spread_v3.parallel_env(N=3, max_cycles=5), num_envs)
 
 
-def ppo_config(memory="gru"):
+def ppo_config(memory="gru", **fields):
     return SegmentPPOConfig().segments(
         envs=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}).make_batch,
         num_envs=4,
         segment_length=8,
-        policy=PolicyConfig(memory=make_config(memory, dim=16)),
+        policy=PolicyConfig(memory=make_config(memory, dim=16), **fields),
         learner=PPOConfig(num_minibatches=2),
         learner_seed=3,
     )

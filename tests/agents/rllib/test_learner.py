@@ -19,8 +19,15 @@ pytestmark = pytest.mark.requires("mpe2")
 
 @pytest.mark.parametrize(
     "config",
-    [ppo_config(), ppo_config("hcam"), team_config(), team_config(shared=False), team_config("clip")],
-    ids=["ppo", "ppo-in-place", "gamatr", "gamatr-separate", "gamatr-clip"],
+    [
+        ppo_config(),
+        ppo_config("hcam"),
+        ppo_config(separate_critic=True, normalize_observations=True),
+        team_config(),
+        team_config(shared=False),
+        team_config("clip"),
+    ],
+    ids=["ppo", "ppo-in-place", "ppo-separate-normalized", "gamatr", "gamatr-separate", "gamatr-clip"],
 )
 def test_rllibs_learner_makes_the_update_that_ours_makes(config, assert_equal):
     """Metrics, weights and learner states are equal bit for bit, with pickled configs and segments."""

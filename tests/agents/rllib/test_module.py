@@ -15,19 +15,32 @@ from scrubjay.memory import list_memories, make_config
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 
 
-def module(memory="gru", action_space=None):
+def module(memory="gru", action_space=None, **fields):
     torch.manual_seed(0)
     return MemoryModule(
         observation_space=BOX,
         action_space=action_space or spaces.Discrete(4),
-        model_config={"policy": PolicyConfig(memory=make_config(memory, dim=16)), "max_seq_len": 8},
+        model_config={"policy": PolicyConfig(memory=make_config(memory, dim=16), **fields), "max_seq_len": 8},
     )
 
 
+def test_a_separate_critic_steps_as_it_learns():
+    test_module_steps_as_it_learns("gru", separate_critic=True, skip=True)
+
+
+def test_statistics_that_rllib_does_not_update_are_refused():
+    one = module(normalize_observations=True)
+    state = {name: torch.as_tensor(value)[None] for name, value in one.get_initial_state().items()}
+    batch = {Columns.OBS: torch.zeros(1, 2, 3), Columns.STATE_IN: state}
+    assert one.forward_inference(batch)[Columns.ACTION_DIST_INPUTS].shape == (1, 2, 4)
+    with pytest.raises(ValueError, match=r"normalize_observations=True: RLlib's learners .*SegmentPPO"):
+        one.forward_train(batch)
+
+
 @pytest.mark.parametrize("memory", [name for name in list_memories() if name != "none"])
-def test_module_steps_as_it_learns(memory):
+def test_module_steps_as_it_learns(memory, **fields):
     """Stepwise sampling with carried states gives the same outputs as one forward pass in training."""
-    one = module(memory)
+    one = module(memory, **fields)
     observations = torch.rand(2, 9, 3) * 2 - 1
     initial_state = {
         name: torch.as_tensor(value).expand(2, *value.shape)

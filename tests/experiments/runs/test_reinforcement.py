@@ -73,6 +73,14 @@ def test_a_run_of_a_new_learner_resumes_to_the_same_result(tmp_path, assert_same
     )
 
 
+def test_a_learner_that_does_not_update_the_statistics_is_refused():
+    policy = dataclasses.replace(REPEAT.policy, normalize_observations=True)
+    config = dataclasses.replace(REPEAT, env=EnvConfig("scrubjay/TMaze-v0"), policy=policy)
+    with pytest.raises(ValueError, match="normalize_observations=True: ReinforceConfig does not update"):
+        config.check()
+    dataclasses.replace(config, learner=PPOConfig()).check()
+
+
 def test_a_nan_time_between_checkpoints_is_refused():
     for config in (REPEAT, override("mqar", [])):
         with pytest.raises(ValueError, match="checkpoint_seconds=nan: must not be negative"):

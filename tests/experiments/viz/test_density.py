@@ -76,6 +76,22 @@ def test_it_is_the_gradient_by_finite_differences(skip):
         assert np.allclose(row[time].numpy(), np.array(lengths) / sum(lengths), atol=1e-5)
 
 
+def test_the_value_of_a_separate_critic_looks_back_with_its_own_memory():
+    torch.manual_seed(0)
+    policy = PolicyConfig(make_config("gru", dim=8), separate_critic=True).build(CARDS.spaces()).eval()
+    before = maps(policy, CARDS, max_steps=8)
+    assert policy.critic_trunk is not None
+    cell = policy.critic_trunk.memory.cell
+    with torch.no_grad():  # the update gate stays open: the critic forgets everything at each step
+        cell.weight_hh.zero_()
+        cell.bias_ih[8:16] = -1e4
+    after = maps(policy, CARDS, max_steps=8)
+    assert np.array_equal(before["action"], after["action"])
+    assert np.tril(after["action"], -1).any()
+    assert np.tril(before["value"], -1).any()
+    assert np.array_equal(after["value"], np.eye(len(after["value"])))
+
+
 def test_a_window_is_all_that_a_memory_without_gradients_shows():
     fields = {"chunk_size": 3, "num_chunks": 4, "top_k": 2}
     cut, whole = (

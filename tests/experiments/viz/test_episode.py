@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from scrubjay.agents.rl.learner import SingleProcess
+from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.experiments import EnvConfig
 from scrubjay.experiments.viz.episode import format_value, trace_episode
 from scrubjay.experiments.viz.trace import from_json, to_json
+from scrubjay.memory import make_config
 
 from .conftest import policy_for
 
@@ -37,6 +40,24 @@ def test_a_trace_is_of_the_episode_that_is_played():
         assert sum(step.options.values()) == pytest.approx(1)
         assert step.options[step.choice] == max(step.options.values()) == pytest.approx(chance)
     assert from_json(to_json(trace)) == trace
+
+
+def test_values_are_those_of_a_separate_critic_that_sees_normalized_observations():
+    config = PolicyConfig(
+        make_config("gru", dim=8), skip=True, separate_critic=True, normalize_observations=True
+    )
+    torch.manual_seed(0)
+    policy = config.build(MAZE.spaces()).eval()
+    assert policy.normalizer is not None
+    policy.normalizer.update(torch.rand(50, 4) * 3, SingleProcess())
+    trace, env = trace_episode(policy, MAZE, seed=3), MAZE.make()
+    observation, state, values = env.reset(seed=3)[0], policy.initial_state(1), []
+    for step in trace.steps:
+        batch = torch.as_tensor(observation)[None]
+        values.append(policy.value(batch, state).item())
+        state = policy.step(batch, state).state
+        observation, *_ = env.step(int(step.choice))
+    assert list(trace.tracks["value"]) == pytest.approx(values, abs=1e-5)
 
 
 def test_pictures_are_those_of_the_steps_and_each_is_kept_once():
