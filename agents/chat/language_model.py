@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scrubjay.agents.chat.constraint import CALL_BEGIN
+from scrubjay.memory.context.foreign.panics import no_panics
 from scrubjay.memory.context.foreign.rendering import render_chat
 from scrubjay.memory.context.policies.budget import get_window
 from scrubjay.memory.context.quotes import ControlTokens, select_template
@@ -59,7 +60,8 @@ class LoadedModel:
             raise ImportError(
                 "tools and structured output need llguidance; install it with: pip install 'scrubjay[lm]'"
             ) from error
-        return from_tokenizer(self.tokenizer, eos_token=sorted(self.end_tokens))
+        with no_panics(self.name):
+            return from_tokenizer(self.tokenizer, eos_token=sorted(self.end_tokens))
 
     @cached_property
     def call_begin_is_token(self) -> bool:

@@ -72,6 +72,8 @@ class PolicyCache(Cache):
         if isinstance(model, type) or not hasattr(model, "config"):
             raise TypeError(f"model={model!r}: pass a loaded model of transformers")
         config = model.config.get_text_config(decoder=True)
+        if model.config.is_encoder_decoder:
+            raise ValueError(f"{type(model).__name__} has an encoder; policies support decoders only")
         layer_types = get_layer_types(config)
         decoder, entry = decoder_of(model), entry_of(model)
         if not decoder._can_set_attn_implementation() and not serve_falcon(decoder):

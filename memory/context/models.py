@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,8 @@ from transformers import (
 from transformers.utils import logging
 
 from scrubjay.memory.context.cache import PolicyCache
+from scrubjay.memory.context.foreign.panics import guard_tokenizer, no_panics
+from scrubjay.memory.context.foreign.settings import check_settings, read_settings
 from scrubjay.memory.context.foreign.trial import list_files, try_model
 from scrubjay.memory.context.foreign.weights import (
     ModelLimitError,
@@ -83,6 +84,8 @@ def load_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
+    guard_tokenizer(tokenizer, source)
+    _name_outputs(model)
     cast("torch.nn.Module", model.eval()).to(device)
     return model, tokenizer
 
@@ -101,8 +104,10 @@ def _load(
             raise ImportError("reading a GGUF file needs the package gguf: pip install 'scrubjay[lm]'")
         folder, options["gguf_file"] = path.parent, path.name
         _check_adapter(folder, trust)
+        check_settings(folder)
         if not is_own:
             check_density(path)
+            list_files(folder, path.name)
             sizes, is_quantized = WeightSizes(_GGUF_TENSORS, 0, path.stat().st_size), True
     elif path.is_dir():
         folder = path
@@ -121,7 +126,7 @@ def _load(
         raise _explain(source, reason)
     try:
         limits = nullcontext() if is_own else size_limits(source, sizes, is_quantized)
-        with _bars_on_terminals_alone(), limits:
+        with _bars_on_terminals_alone(), no_panics(source), limits:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, **options
             )
@@ -169,7 +174,7 @@ def _check_files(folder: Path, trust: bool) -> dict[str, Any]:
     Raises ValueError on files that could run code, or that transformers might ignore silently.
     """
     name = repr(str(folder))
-    config = _read_json(folder / "config.json")
+    config = read_settings(folder / "config.json")
     if "configuration_files" in config:
         raise ValueError(
             f"config.json of the model at {name} names other config files in the setting "
@@ -180,6 +185,7 @@ def _check_files(folder: Path, trust: bool) -> dict[str, Any]:
             f"config.json of the model at {name} names the kernel {kernel!r}, which transformers would "
             "download from the Hugging Face Hub and run; delete this setting"
         )
+    check_settings(folder)
     _check_adapter(folder, trust)
     if not trust and (pickled_file := _pickled_file(folder, config)):
         dtype = config.get("dtype", config.get("torch_dtype"))
@@ -206,7 +212,7 @@ def _check_adapter(folder: Path, trust: bool) -> None:
             f"the model at {str(folder)!r} has a PEFT adapter (adapter_config.json); merge it into the model "
             "with merge_and_unload() and save_pretrained(), or install peft and pass trust=True"
         )
-    base = _read_json(file).get("base_model_name_or_path")
+    base = read_settings(file).get("base_model_name_or_path")
     if isinstance(base, str) and Path(base).is_dir() and not (Path(base) / file.name).exists():
         _check_files(Path(base), trust)
 
@@ -235,7 +241,7 @@ def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
             continue
         files = [choice]
         if choice.endswith(".json"):
-            weights = _read_json(folder / choice).get("weight_map")
+            weights = read_settings(folder / choice).get("weight_map")
             files = list(weights.values()) if isinstance(weights, dict) else [choice]
         return sorted({folder / str(file) for file in files})
     return []
@@ -252,14 +258,6 @@ def _hub_kernels(config: Any) -> Iterator[str]:
                 yield from _hub_kernels(inner)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. If the file is unreadable, return {}; transformers reports this."""
-    with suppress(OSError, ValueError, RecursionError):
-        if path.is_file() and isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
-            return content
-    return {}
-
-
 def _check_supported(folder: Path) -> None:
     """Call the model once without weights, and raise ValueError if no policy supports the model."""
     model: Any = None
@@ -268,6 +266,7 @@ def _check_supported(folder: Path) -> None:
         with torch.device("meta"):
             # On the meta device, experts only run in bfloat16.
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+        _name_outputs(model)
     except ModelLimitError:
         raise
     except Exception:  # noqa: BLE001  loading the model reports the error later
@@ -284,6 +283,13 @@ def _check_supported(folder: Path) -> None:
         raise ValueError(f"{prefix}: {error}") from error
     except Exception as error:  # a model with its own cache class fails on missing attributes
         raise ValueError(f"{prefix}: {type(error).__name__}: {error}") from error
+
+
+def _name_outputs(model: Any) -> None:
+    """Let a model return outputs with names, which callers read, whatever its config says."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.return_dict = True
 
 
 @contextmanager

@@ -41,6 +41,16 @@ MAX_FILE = 256 * 2**20
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".onnx", ".msgpack", ".ckpt", ".npz"}
 _LARGE = {"tokenizer.json", "vocab.json", "tokenizer_config.json", "added_tokens.json"}
 _TEMPLATES = "additional_chat_templates"
+_BESIDE_GGUF = _LARGE | {
+    "chat_template.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.model",
+}
+"""Files beside a GGUF file that transformers may read. Its folder may also hold files of anybody else."""
 _GGUF_HEAD = 16 * 2**20  # bytes of a GGUF file that the record of its verdict depends on
 _GGUF_DATA = 2**30  # bytes of memory for torch, which transformers needs to read the file's header
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV")
@@ -52,14 +62,13 @@ def try_model(folder: Path, gguf_file: str | None = None) -> str | None:
     Returns None if the model passes. Returns type and text of the error if its tokenizer cannot be read; it
     then must not be read in this process. Raises ModelLimitError if a limit is exceeded.
     """
-    files = [folder / gguf_file] if gguf_file else list_files(folder)
+    files = list_files(folder, gguf_file)
     if gguf_file is None and not any(_is_part_of_tokenizer(file) for file in files):
         return None
     record = _record_file(folder, files)
     if record.is_file():
         return None
-    size = 0 if gguf_file else sum(file.stat().st_size for file in files)
-    verdict = _run(folder, gguf_file, size, sum(file.stat().st_size for file in files))
+    verdict = _run(folder, gguf_file, files)
     if verdict["limit"]:
         raise refuse(folder / gguf_file if gguf_file else folder, verdict["limit"])
     if verdict["error"] is None:
@@ -76,13 +85,15 @@ def refuse(source: Path, reason: str) -> ModelLimitError:
     )
 
 
-def list_files(folder: Path) -> list[Path]:
-    """Return the files of a model but its weights, in order.
+def list_files(folder: Path, gguf_file: str | None = None) -> list[Path]:
+    """Return the files of a model but its weights, in order; for a GGUF file, that file and those beside it.
 
     Raises ModelLimitError if one is too large, or is no regular file.
     """
     paths = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")]
     files = sorted(path for path in paths if path.suffix not in _WEIGHTS and not path.is_dir())
+    if gguf_file:
+        files = [file for file in files if file.name in _BESIDE_GGUF or file.parent.name == _TEMPLATES]
     for file in files:
         try:
             info = file.stat()
@@ -96,7 +107,7 @@ def list_files(folder: Path) -> list[Path]:
         most = MAX_CONFIG if is_short else MAX_CONFIG * 8 if file.name.endswith(".index.json") else MAX_FILE
         if info.st_size > most:
             raise refuse(folder, f"{file.name} has {info.st_size:,} bytes, limit {most:,}")
-    return [file for file in files if file.is_file()]
+    return [*([folder / gguf_file] if gguf_file else []), *(file for file in files if file.is_file())]
 
 
 def _is_part_of_tokenizer(file: Path) -> bool:
@@ -105,8 +116,10 @@ def _is_part_of_tokenizer(file: Path) -> bool:
     )
 
 
-def _run(folder: Path, gguf_file: str | None, size: int, file_bytes: int) -> dict[str, Any]:
+def _run(folder: Path, gguf_file: str | None, files: list[Path]) -> dict[str, Any]:
     """Run the trial and return its verdict."""
+    file_bytes = sum(file.stat().st_size for file in files)
+    size = file_bytes - ((folder / gguf_file).stat().st_size if gguf_file else 0)
     request = {
         "folder": str(folder.resolve()),
         "gguf_file": gguf_file,

@@ -14,6 +14,8 @@ from scrubjay.memory import context
 from scrubjay.memory.context.foreign import trial
 from scrubjay.memory.context.foreign.weights import ModelLimitError
 
+from ....fuzz.samples import make_samples
+
 pytestmark = pytest.mark.requires("transformers")
 
 
@@ -106,3 +108,34 @@ def test_a_folder_without_a_tokenizer_needs_no_trial(folder):
             file.unlink()
     assert trial.try_model(folder) is None
     assert records(folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.requires("gguf")
+def test_files_beside_a_gguf_file_are_tried_too(tmp_path, tiny_chat, monkeypatch):
+    """transformers prefers a tokenizer.json to the tokenizer in the GGUF file."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    make_samples(tmp_path, ("ggufs",))
+    folder = tmp_path / "ggufs"
+    context.load_model(folder / "model.gguf")
+    tiny_chat[1].save_pretrained(folder)
+    grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 5000}
+    edit_tokenizer(folder, normalizer=grow)
+    with pytest.raises(ValueError, match="more than 1,000 characters of one"):
+        context.load_model(folder / "model.gguf")
+    edit_tokenizer(folder, normalizer=None)
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": "512"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json.*model_max_length"):
+        context.load_model(folder / "model.gguf")
+
+
+def test_other_files_beside_a_gguf_file_do_not_count(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "notes.json").write_text(" " * (trial.MAX_CONFIG + 1))
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+    assert trial.list_files(tmp_path, "model.gguf") == [tmp_path / "model.gguf"]
+    (tmp_path / "special_tokens_map.json").write_text(" " * (trial.MAX_CONFIG + 1))
+    with pytest.raises(ModelLimitError, match=r"special_tokens_map\.json has"):
+        trial.list_files(tmp_path, "model.gguf")
