@@ -25,10 +25,10 @@ class TextObservation(gymnasium.ObservationWrapper, RecordConstructorArgs):
     """Wrapper that replaces each text of an observation by a set of words, or removes it.
 
     With `text="encode"` the space of a text becomes a Dict with two entries. `words` is a MultiDiscrete
-    `[64, 3]` with one row per word: two hashes of the word, each from 0 to 511, and its position. `words_mask`
-    is a MultiBinary `[64]` with a 1 for each word. A run of ASCII letters and digits is one word, and so is
-    each other character except whitespace. Case matters. Two words have the same hashes with a probability
-    of 1 in 262,144.
+    `[64, 3]` with one row per word: two hashes of the word, each from 0 to 511, and its position.
+    `words_mask` is a MultiBinary `[64]` with a 1 for each word. A run of ASCII letters and digits is one
+    word, and so is each other character except whitespace. Case matters. Two words have the same hashes with
+    a probability of 1 in 262,144.
 
     With `text="drop"` the entry is removed from its Dict or Tuple. Raises ValueError if nothing remains, on
     an unknown mode, and on a text of more than 64 words.

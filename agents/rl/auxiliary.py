@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.agents.rl.composite import action_leaves, split_actions
+from scrubjay.agents.rl.encoders.images import ImageLayout, is_image
 from scrubjay.agents.rl.encoders.observation import (
     ObservationEncoder,
     Scale,
     category_sizes,
-    channels_last,
     halving_channels,
-    image_shape,
-    is_image,
     make_encoder,
     mask_padding,
 )
@@ -117,8 +115,8 @@ class _ImageDecoder(nn.Module):
     def __init__(self, space: spaces.Box, dim: int) -> None:
         super().__init__()
         self.scale = Scale(space)
-        self.channels_last = channels_last(space)
-        channels, self.height, self.width = image_shape(space)
+        self.layout = ImageLayout.from_space(space)
+        channels, self.height, self.width = self.layout.channels, self.layout.height, self.layout.width
         hidden = halving_channels(self.height, self.width)[::-1]
         factor = 2 ** len(hidden)
         self.small = (hidden[0] if hidden else channels, -(-self.height // factor), -(-self.width // factor))
@@ -131,9 +129,7 @@ class _ImageDecoder(nn.Module):
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         prediction = self.convolutions(self.linear(features).unflatten(-1, self.small))
         prediction = prediction[..., : self.height, : self.width]
-        target = self.scale(target).to(prediction.dtype)
-        if self.channels_last:
-            target = target.movedim(-1, 1)
+        target = self.layout.channels_first(self.scale(target).to(prediction.dtype))
         if self.scale.is_bounded:
             return functional.binary_cross_entropy_with_logits(prediction, target)
         return functional.mse_loss(prediction, target)

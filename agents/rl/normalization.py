@@ -12,7 +12,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.agents.rl.encoders.observation import ADJACENCY, is_image, set_names
+from scrubjay.agents.rl.encoders.images import is_image
+from scrubjay.agents.rl.encoders.observation import ADJACENCY, set_names
 from scrubjay.agents.rl.learner import SingleProcess
 from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves
 from scrubjay.agents.rl.segment import Observation

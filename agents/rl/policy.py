@@ -44,8 +44,9 @@ class PolicyConfig:
     """Add a skip connection: the output of a second encoder is added to the output of the memory."""
     pooling: Pooling = "attention"
     """Pooling of sets in observations: attention or sum. A set is a leaf NAME with a sibling NAME_mask."""
-    images: ImageEncoderType = "convolution"
-    """Image encoder: convolution, or routing to add attention between image regions."""
+    images: ImageEncoderType = "auto"
+    """Image encoder: convolution; routing to add attention between image regions; or cells for grids whose
+    numbers are codes. auto is cells for integer images below 32 pixels, else convolution."""
     clock: bool = False
     """Add an encoding of the time since episode start to the memory's input. Without it, memories with
     normalized attention weights cannot count steps."""

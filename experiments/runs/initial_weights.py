@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor
 
-from scrubjay.agents.rl.encoders.observation import is_image
+from scrubjay.agents.rl.encoders.images import is_image
 from scrubjay.agents.rl.observations import leaf_spaces
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments.runs.checkpoint import load_weights

@@ -350,8 +350,8 @@ def is_safe(name: str, kwargs: Mapping[str, Any]) -> bool:
 
     Such an environment runs no untrusted code. Environments of Scrubjay, of gymnasium's registry (built in or
     registered by this process) and of POPGym and MiniGrid, extras of Scrubjay, are safe. Settings of
-    environments that are not Scrubjay's must not be strings, except `map_name` and `render_mode`: some environments read
-    files or import modules that a setting names. The render mode must open no window.
+    environments that are not Scrubjay's must not be strings, except `map_name` and `render_mode`: some
+    environments read files or import modules that a setting names. The render mode must open no window.
     """
     if opens_window(kwargs):
         return False

@@ -148,7 +148,7 @@ sys.exit(main(sys.argv[1:]))
 def test_environments_that_the_user_did_not_name_are_not_imported_from_the_folder(
     finished_run, tmp_path, what
 ):
-    """A run may use environments of three extras. Without the extras, a local module must not replace them."""
+    """A run may use environments of three extras. A local module must not replace a missing extra."""
     for name in ("popgym", "minigrid", "mpe2"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     arguments = ["train", "spread", "--run-dir", "new"]

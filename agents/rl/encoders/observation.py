@@ -11,13 +11,14 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
+from scrubjay.agents.rl.encoders.images import ImageLayout, is_grid, is_image
 from scrubjay.agents.rl.encoders.routing import REGIONS, RoutingBlock
 from scrubjay.agents.rl.observations import leaf_spaces, to_leaves
 from scrubjay.agents.rl.segment import Observation
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
-ImageEncoderType = Literal["convolution", "routing"]
+ImageEncoderType = Literal["auto", "convolution", "routing", "cells"]
 """Architecture of the image encoder; see `ImageEncoder`."""
 
 Pooling = Literal["attention", "sum"]
@@ -27,6 +28,9 @@ ADJACENCY = "adjacency"
 """Name of the leaf that defines the communication graph. It is not encoded as a feature."""
 
 _MAX_ROUTING_SIDE = 16  # tokens along the shorter side
+
+_CELL_CODES = 16
+"""Number of lowest values of a cell that each have a category; larger values share one."""
 
 IMAGE_CHANNELS = (16, 32, 32, 64)
 """Output channels of the image encoder's layers; deeper layers repeat the last number."""
@@ -39,10 +43,10 @@ _FEW_CATEGORIES = 32
 class ObservationEncoder(nn.Module):
     """Encoder of all leaves of an observation space as one vector of width `dim`.
 
-    Box vectors and MultiBinary pass through a linear layer and SiLU. Box images (three axes, channels first
-    or last) pass through an `ImageEncoder` with `encoder_type=images`. Discrete and MultiDiscrete values are
-    encoded as sums of learned embeddings. The features of several leaves are concatenated and projected.
-    Raises TypeError on any other space, and ValueError if an image is too small.
+    Box vectors and MultiBinary pass through a linear layer and SiLU. Box images (see `is_image`) pass through
+    an `ImageEncoder` with `encoder_type=images`. Discrete and MultiDiscrete values are encoded as sums of
+    learned embeddings. The features of several leaves are concatenated and projected. Raises TypeError on any
+    other space, and ValueError if an image is too small.
     """
 
     def __init__(self, space: spaces.Space, dim: int, images: ImageEncoderType = "convolution") -> None:
@@ -65,6 +69,11 @@ def _leaf_encoder(space: spaces.Space, dim: int, images: ImageEncoderType) -> nn
         return IndexEncoder(space, dim)
     if isinstance(space, spaces.Box) and is_image(space):
         return ImageEncoder(space, dim, images)
+    if isinstance(space, spaces.Box) and len(space.shape) > 4:
+        raise TypeError(
+            f"no encoder for space {space} with {len(space.shape)} axes; flatten it with "
+            "gymnasium.wrappers.FlattenObservation, or reshape it to a video of four axes, the frames first"
+        )
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
         return VectorEncoder(space, dim)
     raise TypeError(f"no encoder for space {space}; use Box, Discrete, MultiDiscrete or MultiBinary")
@@ -121,18 +130,25 @@ def category_sizes(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
 class ImageEncoder(nn.Module):
     """Convolutional encoder: stride-2 layers until the shorter side is at most 8 pixels, then a linear layer.
 
-    With `encoder_type="routing"` a `RoutingBlock` follows the first feature map whose shorter side is at most
-    16. Raises ValueError if a side of the image has fewer pixels than the block has regions along each side.
+    The frames of a video are channels. With `encoder_type="routing"` a `RoutingBlock` follows the first
+    feature map whose shorter side is at most 16. With "cells" the image is a grid: a layer first encodes each
+    cell by the categories of its numbers (`CellEncoder`). "auto" is "cells" for integer images of at most 31
+    pixels along the shorter side (`is_grid`), and "convolution" for others. Raises ValueError if a side of
+    the image has fewer pixels than the block has regions along each side, or if cells are not integers.
     """
 
     def __init__(self, space: spaces.Box, dim: int, encoder_type: ImageEncoderType = "convolution") -> None:
         super().__init__()
+        if encoder_type == "auto":
+            encoder_type = "cells" if is_grid(space) else "convolution"
+        self.layout = ImageLayout.from_space(space, is_grid=encoder_type == "cells")
+        channels, height, width = self.layout.channels, self.layout.height, self.layout.width
+        self.cells = CellEncoder(space, channels) if encoder_type == "cells" else None
         self.scale = Scale(space)
-        self.channels_last = channels_last(space)
-        channels, height, width = image_shape(space)
+        channels = channels if self.cells is None else IMAGE_CHANNELS[0]
         maps = halving_channels(height, width)
         layers: list[nn.Module] = []
-        has_routing = encoder_type == "convolution"
+        has_routing = encoder_type != "routing"
         if not has_routing and min(height, width) < REGIONS:
             raise ValueError(
                 f"images='routing' needs at least {REGIONS} x {REGIONS} pixels, one per region; the image "
@@ -155,11 +171,41 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images `[batch, *shape]` as `[batch, dim]`."""
-        images = self.scale(images).to(self.linear.weight.dtype)
-        if self.channels_last:
-            images = images.movedim(-1, 1)
+        images = self.layout.channels_first(images)
+        if self.cells is None:
+            images = self.scale(images).to(self.linear.weight.dtype)
+        else:
+            images = self.cells(images)
         features = self.convolutions(images).flatten(1)
         return nn.functional.silu(self.linear(features))
+
+
+class CellEncoder(nn.Module):
+    """Encoder of each cell of a grid by one layer with SiLU, from the categories of its numbers.
+
+    The numbers of a cell are codes, as in MiniGrid, where they are the object, its color and its state. Each
+    number is one-hot encoded over the lowest 16 values of the space. Its value scaled to [0, 1] is a further
+    input, which tells larger values apart. Raises ValueError if the space does not consist of integers.
+    """
+
+    codes: Tensor
+
+    def __init__(self, space: spaces.Box, channels: int) -> None:
+        super().__init__()
+        if not np.issubdtype(space.dtype, np.integer):
+            raise ValueError(
+                f"images='cells' needs integers; the image has dtype {space.dtype}: use images='auto'"
+            )
+        self.scale = Scale(space)
+        low, count = int(space.low.min()), min(_CELL_CODES, int(space.high.max()) - int(space.low.min()) + 1)
+        self.register_buffer("codes", torch.arange(low, low + count), persistent=False)
+        self.embed = initialize(nn.Conv2d(channels * (count + 1), IMAGE_CHANNELS[0], kernel_size=1))
+
+    def forward(self, cells: Tensor) -> Float[Tensor, "batch features height width"]:
+        """Encode cells `[batch, channels, height, width]`."""
+        dtype = self.embed.weight.dtype
+        one_hot = (cells[:, :, None] == self.codes[:, None, None]).flatten(1, 2).to(dtype)
+        return nn.functional.silu(self.embed(torch.cat([one_hot, self.scale(cells).to(dtype)], dim=1)))
 
 
 class Scale(nn.Module):
@@ -194,23 +240,6 @@ def initialize(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-def is_image(space: spaces.Space) -> bool:
-    """Return True if a space is a Box with three axes."""
-    return isinstance(space, spaces.Box) and len(space.shape) == 3
-
-
-def channels_last(space: spaces.Box) -> bool:
-    """Return True if an image space has channels last: the last axis is not longer than the first."""
-    return space.shape[-1] <= space.shape[0]
-
-
-def image_shape(space: spaces.Box) -> tuple[int, int, int]:
-    """Return the channels, height and width of an image space."""
-    if channels_last(space):
-        return space.shape[2], space.shape[0], space.shape[1]
-    return space.shape[0], space.shape[1], space.shape[2]
 
 
 def halving_channels(height: int, width: int) -> list[int]:

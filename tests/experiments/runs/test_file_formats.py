@@ -26,7 +26,10 @@ STORED = Path(__file__).with_name("stored")
 CONFIG = TrainConfig(
     recipe="stored",
     env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 4}, num_envs=2),
-    policy=PolicyConfig(memory=make_config("hcam", dim=8, chunk_size=2, num_chunks=2, top_k=1)),
+    # The default of `images` when the files were written.
+    policy=PolicyConfig(
+        memory=make_config("hcam", dim=8, chunk_size=2, num_chunks=2, top_k=1), images="convolution"
+    ),
     learner=PPOConfig(epochs=1, num_minibatches=2, scale_rewards=True),
     total_steps=16,
     segment_length=8,

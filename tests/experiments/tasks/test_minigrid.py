@@ -15,7 +15,16 @@ from scrubjay.experiments.tasks import environments as names
 pytestmark = pytest.mark.requires("minigrid")
 
 NAME = "minigrid:MiniGrid-Fetch-5x5-N2-v0"
-SIZES = "--env.num-envs 2 --segment-length 8 --policy.memory.dim 16 --learner.num-minibatches 1".split()
+SIZES = [
+    "--env.num-envs",
+    2,
+    "--segment-length",
+    8,
+    "--policy.memory.dim",
+    16,
+    "--learner.num-minibatches",
+    1,
+]
 
 
 @pytest.mark.parametrize("text", ["encode", "drop"])

@@ -14,9 +14,10 @@ MEMORY_GYM = "pip install --no-deps memory-gym pygame"
 # Simulate packages that are not installed.
 WITHOUT = """
 import contextlib, io, json, sys
+PACKAGES = {"mpe2", "popgym", "minigrid", "memory_gym", "imageio_ffmpeg", "ale_py", "cv2"}
 class Without:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("mpe2", "popgym", "minigrid", "memory_gym", "imageio_ffmpeg", "ale_py", "cv2"):
+        if name.partition(".")[0] in PACKAGES:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Without())
 from scrubjay.experiments.commands.main import main

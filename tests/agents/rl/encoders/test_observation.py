@@ -36,6 +36,9 @@ SPACES = {
     "image_channels_last": spaces.Box(0, 255, (40, 36, 3), np.uint8),
     "image_channels_first": spaces.Box(0, 255, (4, 84, 84), np.uint8),
     "image_of_floats": spaces.Box(0, 1, (9, 11, 3)),
+    "grayscale_image": spaces.Box(0, 255, (40, 36), np.uint8),
+    "image_video": spaces.Box(0, 255, (4, 40, 36, 3), np.uint8),
+    "image_stack_of_floats": spaces.Box(0, 1, (2, 3, 9, 11)),
     "tiny_image": spaces.Box(0, 10, (3, 3, 3), np.uint8),
     "nested": NESTED,
 }
