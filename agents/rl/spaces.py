@@ -165,6 +165,9 @@ class _Reader:
 
     def _dict(self, value: Mapping[str, Any], depth: int) -> spaces.Dict:
         parts: Any = [(_parse_key(key), self.read(part, depth + 1)) for key, part in value["parts"]]
+        names = [str(key) for key, _ in parts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"keys {names!s:.200} of a Dict space: each key must occur once")
         return spaces.Dict(parts)
 
     def _discrete(self, value: Mapping[str, Any], _: int) -> spaces.Discrete:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,65 +11,21 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
 
-from scrubjay.agents import Policy
+from scrubjay.agents import Policy, PPOConfig
 from scrubjay.agents.rl.policy import PolicyConfig
-from scrubjay.experiments import EnvConfig, Run, train
+from scrubjay.experiments import EnvConfig, Run, resume, train
+from scrubjay.experiments.export import export_onnx, export_torch
+from scrubjay.experiments.runs.engine import LocalEngine
 from scrubjay.experiments.viz.episode import trace_episode
 from scrubjay.memory import make_config
 
-SOURCE = '''
-import gymnasium
-import numpy as np
-from gymnasium import spaces
-
-NESTED = spaces.Dict({
-    "move": spaces.Discrete(3, start=-1),
-    "arm": spaces.Tuple([spaces.Box(0, np.inf, (2,)), spaces.MultiBinary(2)]),
-})
-HALF = spaces.Box(np.array([2, -np.inf, -1], np.float32), np.array([np.inf, -3, 1], np.float32))
-
-
-class Robot(gymnasium.Env):
-    """Robot that gets a reward for the sum of all numbers of its action."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
-
-    def __init__(self, kind="nested", render_mode=None):
-        self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
-        self.action_space = {"nested": NESTED, "half": HALF}[kind]
-        self.render_mode = render_mode
-        self.time = 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.time = 0
-        return self._observe(), {}
-
-    def step(self, action):
-        if not self.action_space.contains(action):
-            raise RuntimeError(f"{action!r} is not in {self.action_space}")
-        self.time += 1
-        reward = float(np.tanh(spaces.flatten(self.action_space, action).sum()))
-        return self._observe(), reward, self.time == 5, False, {}
-
-    def render(self):
-        return np.zeros((8, 8, 3), np.uint8)
-
-    def get_state(self):
-        return {"time": self.time}
-
-    def set_state(self, state):
-        self.time = state["time"]
-
-    def _observe(self):
-        return np.array([self.time / 5, 1], np.float32)
-'''
+ROBOTS = Path(__file__).with_name("robots.py")
 
 
 @pytest.fixture
 def robots(tmp_path, monkeypatch) -> Path:
-    """Write the module `robots` to an empty current folder."""
-    (tmp_path / "robots.py").write_text(SOURCE)
+    """Put the module `robots` into an empty current folder."""
+    shutil.copy(ROBOTS, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "robots", raising=False)
@@ -78,7 +36,8 @@ def robots(tmp_path, monkeypatch) -> Path:
 def make(tiny, robots):
     def make(kind: str, **policy):
         config = PolicyConfig(memory=make_config("gru", dim=16), **policy)
-        return tiny(env=EnvConfig("robots:Robot", {"kind": kind}, num_envs=4), policy=config)
+        env = EnvConfig("robots:Robot", {"kind": kind}, num_envs=4, inputs=("observation", "action"))
+        return tiny(env=env, policy=config)
 
     return make
 
@@ -121,3 +80,37 @@ def test_commands_train_evaluate_and_show_a_module_of_the_user(kind, robots, her
     assert code == 0, err
     policy = Policy.from_pretrained("folder")
     assert policy.action_space == EnvConfig("robots:Robot", {"kind": kind}).spaces().action
+
+
+def test_a_resumed_run_with_nested_actions_equals_one_without_a_stop(make, tmp_path, assert_same):
+    config = make("nested", auxiliary=("next_observation",))
+    config = dataclasses.replace(config, learner=PPOConfig(1, num_minibatches=2, auxiliary_coefficient=0.5))
+    whole = train(config, tmp_path / "whole")
+    run = Run.create(config, tmp_path / "run")
+    with LocalEngine(config, run.path) as engine:
+        for _ in range(3):
+            engine.update()
+        engine.save()
+    assert_same(resume(run.path), whole)
+
+
+@pytest.mark.parametrize(("kind", "deviation"), [("nested", "constant"), ("half", "state")])
+@pytest.mark.parametrize(
+    "form",
+    ["torch", pytest.param("onnx", marks=[pytest.mark.slow, pytest.mark.requires("onnx", "onnxscript")])],
+)
+def test_an_exported_program_has_the_actions_of_the_policy(kind, form, deviation, make, tmp_path):
+    policy = make(kind, deviation=deviation).make_policy()
+    export = {"torch": export_torch, "onnx": export_onnx}[form]
+    assert export(policy, tmp_path / "policy") <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_policy_learns_nested_actions_and_the_numbers_of_a_half_bounded_box(make, tmp_path):
+    for kind, best in (("goal", 5.0), ("far", 5.0)):
+        config = make(kind)
+        learner = PPOConfig(learning_rate=3e-3, epochs=4, num_minibatches=4, entropy_coefficient=0.0)
+        env = dataclasses.replace(config.env, num_envs=16)
+        config = dataclasses.replace(config, env=env, learner=learner, total_steps=32_768, segment_length=32)
+        result = train(config, tmp_path / kind).result
+        assert result["episodic_return"] > 0.8 * best

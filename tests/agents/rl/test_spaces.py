@@ -38,3 +38,32 @@ def test_no_room_is_made_for_more_choices_than_are_meant(choices):
 def test_what_is_none_is_refused(value):
     with pytest.raises(ValueError, match="invalid spaces: "):
         Spaces.from_dict(value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([["a", "b"], ["a", "b"]], "choose from Box"),
+        (
+            [["a", {"space": "Discrete", "n": 2, "start": 0, "dtype": "int64"}]] * 2,
+            "each key must occur once",
+        ),
+        ([[0, {"space": "MultiBinary", "n": 2}], ["0", {"space": "MultiBinary", "n": 3}]], "must occur once"),
+        ([[None, {"space": "MultiBinary", "n": 2}]], "expected a string or an integer"),
+        ([["a"]], "must|expected|not enough"),
+        ("ab", "not enough|wrong type"),
+        (7, "wrong type"),
+    ],
+)
+def test_wrong_parts_of_an_action_space_are_refused(parts, message):
+    fields = Spaces(BYTES, spaces.Dict({"a": spaces.Discrete(2)})).to_dict()
+    fields["action"]["parts"] = parts
+    with pytest.raises(ValueError, match=message):
+        Spaces.from_dict(fields)
+
+
+def test_an_action_space_of_too_many_parts_is_refused():
+    fields = Spaces(BYTES, spaces.Tuple([spaces.Discrete(2)])).to_dict()
+    fields["action"]["parts"] *= 2**10
+    with pytest.raises(ValueError, match="too many nested spaces"):
+        Spaces.from_dict(fields)

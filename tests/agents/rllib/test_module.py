@@ -118,6 +118,10 @@ def test_what_cannot_be_built_is_refused_by_name():
         TeamModule(observation_space=BOX, action_space=BOX, model_config={"policy": PolicyConfig()})
     with pytest.raises(TypeError, match="expected Tuple spaces with one entry per agent"):
         TeamModule(observation_space=BOX, action_space=BOX, model_config={"policy": TeamPolicyConfig()})
-    for space in (spaces.MultiBinary(2), spaces.Discrete(3, start=1)):
+    for space in (
+        spaces.MultiBinary(2),
+        spaces.Discrete(3, start=1),
+        spaces.Dict({"go": spaces.Discrete(2)}),
+    ):
         with pytest.raises(TypeError, match="is not supported by RLlib"):
             module(action_space=space)

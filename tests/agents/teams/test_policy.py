@@ -346,3 +346,28 @@ def test_impossible_settings_are_named() -> None:
     observation = {key: np.stack([leaf.sample()] * 4) for key, leaf in leaf_spaces(space(3)).items()}
     with pytest.raises(ValueError, match="3 bits in a team of 4"):
         acting.act(observation, np.ones(4, dtype=bool))
+
+
+@pytest.mark.parametrize(
+    "actors", [{"shared": True}, {"shared": False}, {"shared": False, "joint": True}], ids=str
+)
+def test_a_deviation_of_the_state_belongs_to_its_agent(actors):
+    acting = policy(3, spaces.Box(-2.0, 2.0, (2,)), deviation="state", **actors)
+    batch = segment(acting)
+    team: Any = acting.distribution(batch)
+    assert team.log_std.shape == (2, 5, 3, 2)
+    assert team.log_std.std(dim=1).min() > 0
+    for agent in range(3):
+        own: Any = acting.distribution(batch, agent)
+        own = own.agent(agent) if acting.config.joint else own
+        torch.testing.assert_close(
+            own.log_prob(batch.actions[:, :, agent]), team.log_prob(batch.actions)[..., agent]
+        )
+        torch.testing.assert_close(own.outputs(), team.outputs()[:, :, agent])
+    with pytest.raises(ValueError, match="deviation='state' needs an action space with a Box"):
+        policy(3, DISCRETE, deviation="state", **actors)
+
+
+def test_nested_actions_of_a_team_are_refused():
+    with pytest.raises(TypeError, match=r"action space Dict\(.*is not supported for teams"):
+        policy(3, spaces.Dict({"go": DISCRETE}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ from scrubjay.experiments.tasks import environments as names
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import list_memories, make_config
 
+from ..test_action_spaces import ROBOTS
 from . import reinforce
 from .reinforce import ReinforceConfig, TeamReinforceConfig
 
@@ -72,6 +74,14 @@ def test_without_other_processes_it_equals_the_local_run_bit_for_bit(memory, tin
     local = train(config, tmp_path / "local")
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(0, 0)), local)
     assert ray.is_initialized()  # the engine does not shut down a cluster that it did not join
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_nested_actions_train_as_on_the_local_engine(processes, tiny, cluster, tmp_path, assert_same):
+    shutil.copy(ROBOTS, cluster)
+    config = tiny(env=EnvConfig("robots:Robot", num_envs=4))
+    result = train(config, tmp_path / "ray", ray=RayOptions(processes, processes))
+    assert_same(result, train(config, tmp_path / "local"))
 
 
 # the test of both engines below also covers a runner that continues the local engine's episodes
