@@ -74,9 +74,15 @@ class RewardScale:
 
     A critic needs many updates to reach large returns. Until then the gradient of the value loss dominates
     the gradient of the policy loss. The method is the reward scaling of Engstrom et al. 2020 (arXiv
-    2005.12729, section 2), with two differences. The statistics are computed once per segment, and returns
-    end at the last step of the segment. The mean is not subtracted, so that rewards keep their sign. Rewards
-    are unchanged while all of them are 0.
+    2005.12729, section 2), which `VecNormalize` of Stable-Baselines3 and `NormalizeReward` of gymnasium
+    implement, with four differences:
+
+    - The statistics are computed once per segment, before the update, instead of at each step.
+    - A return is the discounted sum of rewards from a step to the end of its episode or segment. The others
+      sum from the start of the episode to the step. On the reversed segment both have the same statistics.
+    - Rewards are divided by the root mean square of returns, also if their mean is far from 0, instead of by
+      the standard deviation. Neither method shifts rewards.
+    - Scaled rewards are not clipped. Rewards are unchanged while all of them are 0.
     """
 
     def __init__(self, gamma: float, peers: SingleProcess) -> None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +41,48 @@ def test_it_is_the_root_mean_square_of_discounted_returns() -> None:
     torch.testing.assert_close(
         scale(replace(first_segment, terminated=never)).rewards, rewards / ((first + second) / 2) ** 0.5
     )
+
+
+class Replay(gymnasium.Env):
+    """Environment with given rewards and ends of episodes."""
+
+    observation_space = action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, rewards: list[float], ends: list[bool]) -> None:
+        self.steps = iter(zip(rewards, ends, strict=True))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict]:
+        return 0, {}
+
+    def step(self, action: Any) -> tuple[int, float, bool, bool, dict]:
+        reward, is_end = next(self.steps)
+        return 0, reward, is_end, False, {}
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_on_the_reversed_segment_it_has_the_statistics_of_stable_baselines(mean: float) -> None:
+    vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
+    _, segment = sample_segment("none")
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randn(segment.rewards.shape, generator=generator) * 20 + mean
+    ends = torch.rand(rewards.shape, generator=generator) < 0.2
+    is_cut = torch.rand(rewards.shape, generator=generator) < 0.5
+    segment = replace(segment, rewards=rewards, terminated=ends & ~is_cut, truncated=ends & is_cut)
+    scale = rewards / RewardScale(0.9, SingleProcess())(segment).rewards
+
+    # After reversal, an episode ends after its first step, which is the step after an end.
+    backwards, new = rewards.flip(1).double().numpy(), ends.flip(1)[:, 1:].tolist()
+    replays = [Replay(row.tolist(), [*last, True]) for row, last in zip(backwards, new, strict=True)]
+    venv = vec_env.VecNormalize(
+        vec_env.DummyVecEnv([lambda env=env: env for env in replays]), norm_obs=False, gamma=0.9
+    )
+    venv.reset()
+    for _ in range(rewards.shape[1]):
+        venv.step(np.zeros(len(replays), dtype=np.int64))
+    returns = venv.ret_rms
+    # Without its initial variance of 1, which has the weight 1e-4, and with the square of the mean.
+    square = ((returns.var + returns.mean**2) * returns.count - 1e-4) / (returns.count - 1e-4)
+    torch.testing.assert_close(scale, torch.full_like(scale, square**0.5), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("factor", [2.0**-20, 64.0])
