@@ -116,17 +116,21 @@ def check_indices(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any])
                 )
 
 
-def check_finite(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any]) -> None:
+def check_finite(
+    leaves: Mapping[str, spaces.Space], values: Mapping[str, Any], alive: np.ndarray | None = None
+) -> None:
     """Raise EnvFaultError if a Box value is NaN or infinite.
 
-    Values may have batch axes. The padding of sets is not checked, since no layer reads padding.
+    Values may have batch axes. Observations where `alive` is False and the padding of sets are not checked,
+    since no layer reads them.
     """
     for key, leaf in leaves.items():
         if isinstance(leaf, spaces.Box):
             value = np.asarray(values[key])
-            wrong = value[_drop_padding(key, values, ~np.isfinite(value))]
-            if wrong.size:
-                raise EnvFaultError(f"{_describe_leaf(key)} contains {wrong[0]}; observations must be finite")
+            wrong = _drop_absent(_drop_padding(key, values, ~np.isfinite(value)), alive)
+            if wrong.any():
+                first = value[wrong][0]
+                raise EnvFaultError(f"{_describe_leaf(key)} contains {first}; observations must be finite")
 
 
 def find_outside(
@@ -141,8 +145,7 @@ def find_outside(
             continue
         value = np.asarray(values[key])
         wrong = _drop_padding(key, values, (value < leaf.low) | (value > leaf.high))
-        if alive is not None:
-            wrong &= alive.reshape(alive.shape + (1,) * (wrong.ndim - alive.ndim))
+        wrong = _drop_absent(wrong, alive)
         if wrong.any():
             index = tuple(np.argwhere(wrong)[0].tolist())
             place = index[len(index) - len(leaf.shape) :]
@@ -221,6 +224,11 @@ def _drop_padding(key: str, values: Mapping[str, Any], wrong: np.ndarray) -> np.
     mask = values.get(f"{key}_mask")
     has_padding = mask is not None and np.ndim(mask) == wrong.ndim - 1
     return wrong & (np.asarray(mask)[..., None] > 0) if has_padding else wrong
+
+
+def _drop_absent(wrong: np.ndarray, alive: np.ndarray | None) -> np.ndarray:
+    """Return `wrong`, but with False where `alive` is False."""
+    return wrong if alive is None else wrong & alive.reshape(alive.shape + (1,) * (wrong.ndim - alive.ndim))
 
 
 def _describe_leaf(key: str) -> str:

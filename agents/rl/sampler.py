@@ -103,7 +103,7 @@ class BaseSampler(ABC):
         log_probs = torch.stack([output.log_prob for output in outputs], dim=1)
         # NaN is caused by the observations or by diverged weights. A normalized inf is clipped.
         if self.policy.normalizer is not None or not log_probs.isfinite().all():
-            check_finite(self.envs.leaves, arrays)
+            check_finite(self.envs.leaves, arrays, None if self.envs.num_agents is None else alive)
         self._state = actor.state()
         self._inputs = ActorInput(
             {key: leaf[length].copy() for key, leaf in arrays.items()},

@@ -24,6 +24,8 @@ def separate(policy: TeamPolicy) -> TeamPolicy:
     config = dataclasses.replace(policy.config, shared=False, joint=False)
     apart = config.build(Spaces(policy.observation_space, policy.action_space, policy.num_agents))
     apart.critic.load_state_dict(policy.critic.state_dict())
+    if policy.normalizer is not None and apart.normalizer is not None:
+        apart.normalizer.load_state_dict(policy.normalizer.state_dict())
     for agent in range(policy.num_agents):
         before = cast("TeamActor", policy.actors[0 if policy.config.shared else agent])
         after = cast("TeamActor", apart.actors[agent])
@@ -53,7 +55,7 @@ def best_response(
         policy: Policy of the team; it is not modified.
         agent: Index of the agent to train.
         make_env: Function that makes the environment. The environment is closed at the end.
-        config: Config of the learner; `mode` and `advantage` are replaced.
+        config: Config of the learner; `mode` and `advantage` are replaced. Schedules keep their last value.
         steps: Minimum number of environment steps, of all environments together.
         segment_length: Steps of each environment in a batch.
         seed: Seed of environments, actions and minibatches.
@@ -64,7 +66,16 @@ def best_response(
     team = separate(policy)
     env = make_env()
     try:
-        alone = dataclasses.replace(config, mode="independent", advantage="own")
+        end = config.entropy_coefficient if config.entropy_end is None else config.entropy_end
+        alone = dataclasses.replace(
+            config,
+            mode="independent",
+            advantage="own",
+            entropy_coefficient=end,
+            clip_end=None,
+            entropy_end=None,
+            anneal_steps=None,
+        )
         learner = alone.build(team, seed, agents=(agent,))
         if learner_state is not None:
             learner.set_state({**learner.get_state(), "value_moments": learner_state["value_moments"]})

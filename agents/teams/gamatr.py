@@ -97,6 +97,7 @@ class GAMATRConfig(GAMATRSettings, ScheduleConfig):
     """Config of `GAMATR`, including its trust regions. Raises ValueError on an invalid value."""
 
     policy_type: ClassVar[str] = "team"
+    updates_statistics: ClassVar[bool] = True
     min_rows_field: ClassVar[str | None] = "minibatches"
 
     def __post_init__(self) -> None:
@@ -168,6 +169,7 @@ class GAMATR:
         self.steps = 0
         """Environment steps in all updates so far."""
         self.agents = range(policy.num_agents) if agents is None else agents
+        self._updates_statistics = agents is None  # else the fixed actors would change
         self.critic_optimizer = adam(policy.critic_parameters(), self.config.critic_learning_rate)
         self.actor_optimizer = (
             adam(policy.actor_parameters(), self.config.learning_rate)
@@ -200,6 +202,8 @@ class GAMATR:
         metrics |= self._move_actors(batch)
         metrics |= self._fit_critic(batch, returns) | self.config.schedule_metrics(self.steps)
         self.steps += segment.num_steps
+        if self._updates_statistics:  # not earlier: the segment was sampled with the statistics before it
+            self.policy.update_statistics(segment)
         return metrics
 
     def batch(self, segment: TeamSegment) -> TeamBatch:

@@ -20,6 +20,8 @@ from scrubjay.agents.rl.distributions import (
     GaussianHead,
     stack_agents,
 )
+from scrubjay.agents.rl.learner import SingleProcess
+from scrubjay.agents.rl.normalization import ObservationNormalizer
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.pretrained import PretrainedPolicy
 from scrubjay.agents.rl.segment import Observation
@@ -56,6 +58,10 @@ class TeamPolicyConfig:
     deviation: Deviation = "constant"
     """Standard deviation of Box actions: constant for a parameter that is the same in all states, or state
     for an output of the network."""
+    normalize_observations: bool = False
+    """Normalize floating-point vectors in observations by their running mean and standard deviation over all
+    living agents, and clip them to [-10, 10]. The statistics change after each update in training, and are
+    part of the weights. Images, indices and integers are not normalized."""
 
     def __post_init__(self) -> None:
         check_deviation(self.deviation)
@@ -139,6 +145,8 @@ class TeamPolicy(PretrainedPolicy):
 
     config_class = TeamPolicyConfig
     num_agents: int
+    normalizer: ObservationNormalizer | None
+    """Running statistics of observations; None if observations are not normalized."""
 
     def __init__(
         self,
@@ -154,7 +162,7 @@ class TeamPolicy(PretrainedPolicy):
         self.observation_space = observation_space
         self.action_space = action_space
         self.num_agents = num_agents
-        self.normalizer = None
+        self.normalizer = ObservationNormalizer(observation_space) if config.normalize_observations else None
         heads, identities = num_agents if config.joint else 1, num_agents if config.identity else None
         self.actors = nn.ModuleList(
             TeamActor(observation_space, action_space, config, heads, identities)
@@ -225,7 +233,7 @@ class TeamPolicy(PretrainedPolicy):
                 not updated.
             traces: List to which the trace of each agent is appended.
         """
-        leaves, living = _mask_observations(observation, alive)
+        leaves, living = self._prepare(observation, alive)
         distribution, actor = self._distribution(leaves, living, state, start, traces)
         action = distribution.mode() if deterministic else distribution.sample(generator)
         after, values = {**state, **add_affixes(actor, prefix=_ACTOR)}, None
@@ -245,7 +253,7 @@ class TeamPolicy(PretrainedPolicy):
         start: Bool[Tensor, "rows"] | None = None,
     ) -> Float[Tensor, "rows agents"]:
         """Return the values of one observation per agent; memory states are not updated."""
-        leaves, living = _mask_observations(observation, alive)
+        leaves, living = self._prepare(observation, alive)
         features, _ = self.critic.network.step(leaves, living, select_part(state, prefix=_CRITIC), start)
         return self.critic(features, living)
 
@@ -256,7 +264,7 @@ class TeamPolicy(PretrainedPolicy):
         then returns its model of the actions of all agents, over `[batch, time, agents]`. Gradients stop at
         the start of the segment.
         """
-        leaves, living = _mask_observations(segment.observations, segment.alive)
+        leaves, living = self._prepare(segment.observations, segment.alive)
         state = detach_state(select_part(segment.state, prefix=_ACTOR))
         if self.config.shared:
             (actor,) = self._actors
@@ -282,7 +290,7 @@ class TeamPolicy(PretrainedPolicy):
 
     def values(self, segment: TeamSegment) -> Float[Tensor, "batch time agents"]:
         """Return the values of a segment, with gradients that stop at the start of the segment."""
-        leaves, living = _mask_observations(segment.observations, segment.alive)
+        leaves, living = self._prepare(segment.observations, segment.alive)
         state = detach_state(select_part(segment.state, prefix=_CRITIC))
         features, _ = self.critic.network(leaves, living, state, segment.starts)
         return self.critic(features, living)
@@ -317,6 +325,20 @@ class TeamPolicy(PretrainedPolicy):
     def env_actions(self, actions: Tensor) -> np.ndarray:
         """Convert sampled actions to the environment's action space: bounds, shape and dtype."""
         return self._actors[0].to_env(actions)
+
+    def update_statistics(self, segment: TeamSegment) -> None:
+        """Update the running mean and variance of observations; learners call this after each update.
+
+        All agents share the statistics. Only observations of living agents count.
+        """
+        if self.normalizer is not None:
+            self.normalizer.update(segment.observations, SingleProcess(), segment.alive)
+
+    def _prepare(self, observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return normalized observations, masked by `_mask_observations`, and the mask of living agents."""
+        if self.normalizer is not None:
+            observation = self.normalizer(observation)
+        return _mask_observations(observation, alive)
 
     def _distribution(
         self,
