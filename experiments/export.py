@@ -23,6 +23,7 @@ from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves,
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.experiments.files import replacement, write_atomically
+from scrubjay.experiments.runs.checkpoint import LATEST
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import gymnasium_id
 from scrubjay.memory import State
@@ -135,9 +136,9 @@ def export_pretrained(run: Run, out: Path) -> str:
 
 
 def origin(run: Run) -> Origin:
-    """Return the model card data of the latest checkpoint, with results if the run is finished."""
+    """Return the model card data of the policy, with results if they are those of its checkpoint."""
     config: Any = run.config
-    result = run.result if run.is_finished else {}
+    result = run.result if run.is_finished and run.checkpoint_name == LATEST else {}
     return Origin(
         environment=gymnasium_id(config.env.id),
         settings=config.env.kwargs,

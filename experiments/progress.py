@@ -75,19 +75,23 @@ class ProgressDisplay:
 
     def update(self, step: int, row: dict[str, float]) -> None:
         """Show the latest row of metrics."""
+        self._show_text(step, describe_row(row), self.total_steps is not None and step >= self.total_steps)
+
+    def show_text(self, step: int, text: str) -> None:
+        """Show `text` in place of the latest row of metrics, until the next update."""
+        self._show_text(step, text, False)
+
+    def _show_text(self, step: int, text: str, at_once: bool) -> None:
         if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=step, numbers=describe_row(row))
-        elif self._show and (time.monotonic() - self._last_print > PLAIN_SECONDS or self._is_over(step)):
+            self._live.update(self._task, completed=step, numbers=text)
+        elif self._show and (at_once or time.monotonic() - self._last_print > PLAIN_SECONDS):
             self._last_print = time.monotonic()
-            print("  ".join(filter(None, self._describe(step, row))), flush=True)
+            print("  ".join(filter(None, self._describe(step, text))), flush=True)
 
-    def _is_over(self, step: int) -> bool:
-        return self.total_steps is not None and step >= self.total_steps
-
-    def _describe(self, step: int, row: dict[str, float]) -> list[str]:
+    def _describe(self, step: int, text: str) -> list[str]:
         if self.total_steps is None:
-            return [self.title, f"{step:,} steps", describe_row(row)]
-        parts = [self.title, f"{step:,}/{self.total_steps:,}", describe_row(row)]
+            return [self.title, f"{step:,} steps", text]
+        parts = [self.title, f"{step:,}/{self.total_steps:,}", text]
         if step > self.first_step:
             seconds_per_step = (self._last_print - self._began) / (step - self.first_step)
             parts.append(f"ETA {max(0, self.total_steps - step) * seconds_per_step:.0f} s")

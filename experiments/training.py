@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from scrubjay.agents.rl.exits import EnvExitError, describe_exit
 from scrubjay.experiments.cli.failures import FailedError, describe
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CONFIG, CURVE, METRICS, RESULT, read_object, write_atomically
-from scrubjay.experiments.progress import STOP_SECONDS, GracefulInterrupt, ProgressDisplay, StopRequest
+from scrubjay.experiments.progress import (
+    LINE_SECONDS,
+    STOP_SECONDS,
+    GracefulInterrupt,
+    ProgressDisplay,
+    StopRequest,
+)
 from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs import loggers
 from scrubjay.experiments.runs.cluster import RayOptions
@@ -137,9 +144,13 @@ def run_training(
             raise TrainingStartError(f"{error}") from error
         title = one_line(f"{config.recipe} {config.label} s{config.seed}")
         with ProgressDisplay(title, config.planned_steps, engine.step, progress) as display:
-            while engine.step < config.planned_steps and stop.signal_number is None:
-                with _record_failure(engine, run.path, stop):
-                    row = engine.update()
+            engine.on_evaluation_step = _EvaluationWatch(engine, stop, display)
+            while not engine.is_finished and stop.signal_number is None:
+                try:
+                    with _record_failure(engine, run.path, stop):
+                        row = engine.update()
+                except _StoppedError:
+                    break
                 display.update(engine.step, row)
                 log.update(engine.step, row)
                 if on_update is not None:
@@ -150,10 +161,35 @@ def run_training(
         _plot_curve(run)
         if stop.signal_number is not None:
             raise GracefulInterrupt(stop.signal_number, run.resume_command)
-        with _record_failure(engine, run.path, stop):
-            result = engine.result()
+        try:
+            with _record_failure(engine, run.path, stop):
+                result = engine.result()
+        except _StoppedError:
+            assert stop.signal_number is not None
+            raise GracefulInterrupt(stop.signal_number, run.resume_command) from None
         write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
         log.finish(result)
+
+
+class _StoppedError(Exception):
+    """Stop of an evaluation by a signal. Its checkpoint is saved, and a resumed run repeats it."""
+
+
+class _EvaluationWatch:
+    """Callback after each vector step of an evaluation: it shows long ones, and stops them after a signal."""
+
+    def __init__(self, engine: Engine, stop: StopRequest, display: ProgressDisplay) -> None:
+        self._engine, self._stop, self._display = engine, stop, display
+        self._began = time.monotonic()
+
+    def __call__(self, num_steps: int, episodes: int) -> None:
+        if self._stop.signal_number is not None:
+            raise _StoppedError
+        if num_steps == 1:
+            self._began = time.monotonic()
+        elif time.monotonic() - self._began > LINE_SECONDS:
+            text = f"evaluation: {episodes:,} episodes finished"
+            self._display.show_text(self._engine.step, text)
 
 
 def _report_hang(run: Run, ray: RayOptions | None, place: str) -> None:
@@ -177,6 +213,8 @@ def _record_failure(engine: Engine, run_dir: Path, stop: StopRequest) -> Iterato
     """Write the status "failed" if the `with` block raises an error."""
     try:
         yield
+    except _StoppedError:
+        raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and not _comes_from_code(error, stop):
             raise

@@ -47,7 +47,7 @@ def launch(argv: Sequence[str]) -> int:
         raise UsageError("launch always uses --engine ray; omit --engine")
     from scrubjay.experiments.launch.ray_job import follow, submit
     from scrubjay.experiments.recipes.overrides import override
-    from scrubjay.experiments.runs.run import default_path
+    from scrubjay.experiments.runs.config import default_path
 
     recipe, flags = remaining[:1], remaining[1:]
     if options.total_steps is not None:

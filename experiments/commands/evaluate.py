@@ -13,7 +13,14 @@ from tyro.conf import Positional, UseAppendAction
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.failures import bad_input, check_at_least
 from scrubjay.experiments.cli.untrusted_text import one_line, table
-from scrubjay.experiments.commands.options import EnvSettings, ResponseSteps, Trust
+from scrubjay.experiments.commands.options import (
+    RESPONSES_START,
+    Checkpoint,
+    EnvSettings,
+    ResponseSteps,
+    Trust,
+    check_latest,
+)
 from scrubjay.experiments.progress import ProgressLines
 from scrubjay.experiments.runs import MAX_STEPS
 
@@ -61,6 +68,7 @@ class EvalOptions:
     memory: UseAppendAction[tuple[str, ...]] = ()
     """Setting of the memory to change, as name=value; only settings that do not affect its weights, such as
     `top_k`."""
+    checkpoint: Checkpoint = "latest"
     trust: Trust = False
 
 
@@ -78,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
     work = None if options.best_response else max(1.0, options.episodes / _EPISODES)
     with untrusted_limits(options.trust, work):
         with bad_input():
-            trained_run = Run.load(options.run, options.trust)
+            trained_run = Run.load(options.run, options.trust, options.checkpoint)
             if changes:
                 trained_run = trained_run.with_memory(with_memory_fields(trained_run.config.memory, changes))
         if isinstance(trained_run.config, SupervisedConfig):
@@ -134,7 +142,7 @@ def _evaluate_supervised(
     """Evaluate a supervised run on new test questions of this seed and print the accuracies."""
     with bad_input():
         for flag in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
-            if flag not in ("--seed", "--memory", "--trust", "--no-trust"):
+            if flag not in ("--seed", "--memory", "--checkpoint", "--trust", "--no-trust"):
                 raise ValueError(
                     f"{flag} requires a run with a policy; {run.path} is a run of kind {config.kind!r}"
                 )
@@ -244,6 +252,7 @@ def _evaluate_team(
                 f"--full and --memoryless require a single-agent run; {run.path} is a run of a team"
             )
         if options.best_response:
+            check_latest(options.checkpoint, RESPONSES_START)
             get_trust_region_config(config)
             if run.untrusted:
                 config.check_limits()

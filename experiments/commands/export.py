@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, table
-from scrubjay.experiments.commands.options import Trust
+from scrubjay.experiments.commands.options import Checkpoint, Trust
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ExportOptions:
     """Export to ONNX instead of torch.export's format."""
     pretrained: bool = False
     """Export weights (safetensors), config.json and a model card; also supports teams."""
+    checkpoint: Checkpoint = "latest"
     trust: Trust = False
 
 
@@ -45,12 +46,12 @@ def run(argv: Sequence[str]) -> int:
 
     with untrusted_limits(options.trust), bad_input():
         if options.pretrained:
-            trained_run = Run.load(options.run, options.trust)
+            trained_run = Run.load(options.run, options.trust, options.checkpoint)
             out = options.out or trained_run.path / "pretrained"
             kind = export_pretrained(trained_run, out)
             result = f"weights match the policy; load with {kind}.from_pretrained({str(out)!r})"
         else:
-            trained_run, _ = load_agent(options.run, options.trust)
+            trained_run, _ = load_agent(options.run, options.trust, options.checkpoint)
             out = options.out or trained_run.path / ("policy.onnx" if options.onnx else "policy.pt2")
             difference = (export_onnx if options.onnx else export_torch)(trained_run.policy, out)
             result = f"outputs match the policy up to {difference:.1e}"
@@ -97,12 +98,22 @@ def results(argv: Sequence[str]) -> int:
 
 
 def _format_rows(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the most important columns of a table of runs as text, with the errors below it."""
+    """Return the most important columns of a table of runs as text, with errors and notes below it."""
+    from scrubjay.experiments.runs.metrics import WINDOW
+
     columns = {"run": "run", "status": "status", "seed": "seed", "step": "step"}
     columns |= {"success": "success", "episodic_return": "return"}
+    if any("best" in row for row in rows):
+        columns |= {"best": "best", "lowest_after_solved": "lowest after solved", "lost": "lost"}
     lines = [tuple(columns.values())]
     for row in rows:
-        cells = [row.get(name, "") for name in columns]
-        lines.append(tuple(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
-    errors = [one_line(f"{row['run']}: {row['error']}") for row in rows if row.get("error")]
-    return "\n".join([table(lines), *errors])
+        cells = {**row, "lost": {0: "no", 1: "yes"}.get(row.get("lost", ""), "")}
+        values = [cells.get(name, "") for name in columns]
+        lines.append(tuple(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values))
+    notes = [one_line(f"{row['run']}: {row['error']}") for row in rows if row.get("error")]
+    if count := sum(row.get("evaluations") == 0 for row in rows):
+        notes.append(
+            f"Best and lowest of {count} run{'s' * (count > 1)} without evaluations are means over the last "
+            f"{WINDOW} training episodes. Train with --eval-every N to evaluate during training."
+        )
+    return "\n".join([table(lines), *notes])

@@ -15,9 +15,10 @@ from scrubjay.experiments.cli.failures import FailedError, UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CURVE
 from scrubjay.experiments.progress import GracefulInterrupt
-from scrubjay.experiments.runs.checkpoint import CheckpointError
+from scrubjay.experiments.runs.checkpoint import LATEST, CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
+from scrubjay.experiments.runs.retention import describe_scores
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.training import TrainingStartError, run_training
 
@@ -48,10 +49,10 @@ def untrusted_limits(trust: bool, work: float | None = 1.0) -> Iterator[None]:
         ) from error
 
 
-def load_agent(path: Path, trust: bool = False) -> tuple[Run, TrainConfig]:
+def load_agent(path: Path, trust: bool = False, checkpoint: str = LATEST) -> tuple[Run, TrainConfig]:
     """Load a single-agent run. Raises UsageError for a run of another type."""
     with bad_input():
-        run = Run.load(path, trust)
+        run = Run.load(path, trust, checkpoint)
     return run, config_of_agent(run)
 
 
@@ -94,5 +95,6 @@ def continue_training(run: Run, quiet: bool, ray: RayOptions | None = None, logg
     names = {"return": "episodic_return", "success": "success"}
     scores = ", ".join(f"{name} {result[key]:.3f}" for name, key in names.items() if key in result)
     curves = [f"curve: {curve}"] if curve.exists() else []
-    print(one_line("; ".join([f"done: {scores or 'not evaluated'}", *curves, *run.loss_warnings])))
+    parts = [f"done: {scores or 'not evaluated'}", *describe_scores(result), *curves, *run.loss_warnings]
+    print(one_line("; ".join(parts)))
     return 0

@@ -22,6 +22,14 @@ Trust = Annotated[
         "and lift the limits on its memory, CPU time, files and environments."
     ),
 ]
+Checkpoint = Annotated[
+    str,
+    arg(
+        metavar="latest|best|step_N",
+        help="Checkpoint of the run: the latest, the best by the evaluations of --eval-every, or one of the "
+        "last steps, such as step_1000.",
+    ),
+]
 Quiet = Annotated[bool, arg(help="Hide the progress display.")]
 Logger = Annotated[
     LoggerName | None,
@@ -126,6 +134,16 @@ class EngineOptions(RaySizes):
             if getattr(self, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} requires --engine ray")
         return None
+
+
+def check_latest(checkpoint: str, reason: str) -> None:
+    """Raise ValueError with `reason` if an option names another checkpoint than the latest."""
+    if checkpoint != "latest":
+        raise ValueError(f"--checkpoint {checkpoint}: {reason}; omit the option")
+
+
+RESPONSES_START = "--best-response starts from the state of the learner at the latest checkpoint"
+"""Reason why `--best-response` supports only the latest checkpoint."""
 
 
 def join_cluster(ray: RayOptions | None) -> None:

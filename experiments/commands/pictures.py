@@ -13,7 +13,16 @@ from tyro.conf import Positional
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, table
-from scrubjay.experiments.commands.options import EnvSettings, MaxSteps, ResponseSteps, Trust, Wrappers
+from scrubjay.experiments.commands.options import (
+    RESPONSES_START,
+    Checkpoint,
+    EnvSettings,
+    MaxSteps,
+    ResponseSteps,
+    Trust,
+    Wrappers,
+    check_latest,
+)
 
 if TYPE_CHECKING:
     from scrubjay.experiments.viz.film import TeamSetup
@@ -83,6 +92,7 @@ class PlayOptions:
     """Output file for a coverage map of the team at the end of the episode; its extension sets the format."""
     set: EnvSettings = ()
     wrap: Wrappers = ()
+    checkpoint: Checkpoint = "latest"
     trust: Trust = False
 
 
@@ -106,8 +116,16 @@ def _play(options: PlayOptions) -> int:
 
     with bad_input():
         check_film(options.out or Path("episode.gif"), options.max_steps)
+        if not any(Path(source).exists() for source in (options.source, options.policy or options.source)):
+            check_latest(options.checkpoint, "it requires a run directory")
         cast = set_up_team(
-            options.source, options.policy, options.preset, options.set, options.seed, options.trust
+            options.source,
+            options.policy,
+            options.preset,
+            options.set,
+            options.seed,
+            options.trust,
+            options.checkpoint,
         )
     if cast is not None:
         return _play_team(cast, options)
@@ -123,7 +141,7 @@ def _play(options: PlayOptions) -> int:
                 raise ValueError(
                     f"--wrap requires the name of an environment; the run {options.source} has its own"
                 )
-            trained_run, config = load_agent(Path(options.source), options.trust)
+            trained_run, config = load_agent(Path(options.source), options.trust, options.checkpoint)
             folder, env = trained_run.path, with_env_settings(config.env, options.set)
             policy = trained_run.policy_for(env)
         else:
@@ -183,6 +201,7 @@ class LookOptions:
     page by how much its return increases."""
     response_steps: ResponseSteps = 50_000
     set: EnvSettings = ()
+    checkpoint: Checkpoint = "latest"
     trust: Trust = False
 
 
@@ -191,6 +210,7 @@ def look(argv: Sequence[str]) -> int:
     options = parse(LookOptions, argv, "scrubjay look")
     from scrubjay.experiments.cli.arguments import parse_setting
     from scrubjay.experiments.commands.loading import untrusted_limits
+    from scrubjay.experiments.runs.run import Run
     from scrubjay.experiments.viz.differences import BestResponses
     from scrubjay.experiments.viz.look import Look, check_format, look
 
@@ -201,10 +221,15 @@ def look(argv: Sequence[str]) -> int:
         env_settings = dict(map(parse_setting, options.set))
         responses = None
         if options.best_response:
+            check_latest(options.checkpoint, RESPONSES_START)
             responses = BestResponses.from_run(
                 options.source, env_settings, options.response_steps, options.trust
             )
         what = options.source if responses is None else responses.run
+        if Path(options.source).is_file():
+            check_latest(options.checkpoint, "it requires a run directory")
+        elif responses is None:
+            what = Run.load(options.source, options.trust, options.checkpoint)
         page = look(what, options.episode, env_settings, options.max_steps, options.trust, progress=True)
         page.save(out)
         if responses is not None:  # best responses take minutes, so the page is written before and after

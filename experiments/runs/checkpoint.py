@@ -30,7 +30,10 @@ WEIGHTS = "model.safetensors"
 TRAINING = "training.pt"
 MANIFEST = "manifest.json"
 _SMALL = 2**26  # bytes of a tensor that may be stored as one expanded number, such as initial states
+LATEST, BEST = "latest", "best"
+"""Names that choose a checkpoint of a run, besides those of its steps."""
 _NAME = re.compile(r"step_[0-9]{1,18}")
+_BEST_NAME = re.compile(r"best_[0-9]{1,18}")
 
 
 class CheckpointError(ValueError):
@@ -47,15 +50,56 @@ def save_checkpoint(
     arrays and plain values.
     """
     plain = to_plain(training, "training")
+
+    def write(temporary: Path) -> None:
+        _write_weights(temporary, weights)
+        torch.save(plain, temporary / TRAINING)
+
+    final = _write_folder(folder, f"step_{step:08d}", step, write)
+    # A later checkpoint must be incomplete, or the run would have resumed from it.
+    retained_paths = [path for path in _newest_first(folder) if checkpoint_step(path) <= step][:keep]
+    for path in _newest_first(folder):
+        if path not in retained_paths:
+            shutil.rmtree(path)
+    return final
+
+
+def save_best(folder: Path, step: int, weights: dict[str, Tensor]) -> Path:
+    """Write the weights of the best checkpoint to `folder/best_00001000`, for example, and return the path.
+
+    The former best checkpoint is deleted after that. If the process is killed, one of the two is complete.
+    """
+    final = _write_folder(folder, f"best_{step:08d}", step, lambda path: _write_weights(path, weights))
+    for path in _list_best(folder):
+        if path != final:
+            shutil.rmtree(path)
+    return final
+
+
+def delete_best_after(folder: Path, step: int) -> None:
+    """Delete a best checkpoint later than `step`, since a run that resumes there trains these steps again."""
+    for path in _list_best(folder):
+        if checkpoint_step(path) > step:
+            shutil.rmtree(path)
+
+
+def _write_weights(folder: Path, weights: dict[str, Tensor]) -> None:
+    save_file({name: value.detach().cpu().clone() for name, value in weights.items()}, folder / WEIGHTS)
+
+
+def _write_folder(folder: Path, name: str, step: int, write: Callable[[Path], object]) -> Path:
+    """Write the folder `name` of a checkpoint and return its path. `write` writes its files.
+
+    A manifest with the digests of the files is added.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step_{step:08d}"
+    final = folder / name
     temporary = folder / f".writing_{step:08d}"
     for leftover in folder.glob(".writing_*"):
         shutil.rmtree(leftover)
     temporary.mkdir()
-    save_file({name: value.detach().cpu().clone() for name, value in weights.items()}, temporary / WEIGHTS)
-    torch.save(plain, temporary / TRAINING)
-    digests = {name: _digest(temporary / name) for name in (WEIGHTS, TRAINING)}
+    write(temporary)
+    digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
     (temporary / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}) + "\n")
     for file in temporary.iterdir():
         _sync(file)
@@ -63,11 +107,6 @@ def save_checkpoint(
     shutil.rmtree(final, ignore_errors=True)  # only an incomplete one can be in the way
     temporary.rename(final)
     _sync(folder)
-    # A later checkpoint must be incomplete, or the run would have resumed from it.
-    retained_paths = [path for path in _newest_first(folder) if checkpoint_step(path) <= step][:keep]
-    for path in _newest_first(folder):
-        if path not in retained_paths:
-            shutil.rmtree(path)
     return final
 
 
@@ -78,6 +117,34 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in _newest_first(folder) if _is_complete(path)), None)
 
 
+def find_checkpoint(folder: Path, name: str) -> Path | None:
+    """Return the complete checkpoint `name`: "latest", "best", or for example "step_1000".
+
+    Return None if there is none. Raises CheckpointError if the name has another form, if the run no longer
+    has this step, or if the files of the checkpoint are damaged.
+    """
+    if name == LATEST:
+        return latest_checkpoint(folder)
+    if name == BEST:
+        paths = _list_best(folder)[:1]
+        if not paths:
+            return None
+    else:
+        if _NAME.fullmatch(name) is None:
+            raise CheckpointError(f"checkpoint={name!r:.40}: write latest, best, or step_N with a step N")
+        steps = _newest_first(folder)
+        paths = [path for path in steps if checkpoint_step(path) == int(name.removeprefix("step_"))]
+        if not paths:
+            own = [f"step_{checkpoint_step(path)}" for path in steps]
+            raise CheckpointError(
+                f"checkpoint={name!r}: not in {folder}, which has {', '.join(own) or 'no step'}; "
+                "only the latest steps and the best one are kept"
+            )
+    if not _is_complete(paths[0], (WEIGHTS,) if name == BEST else (WEIGHTS, TRAINING)):
+        raise CheckpointError(f"{paths[0]} is damaged: its files do not match its {MANIFEST}")
+    return paths[0]
+
+
 def check_sizes(run_dir: Path, limits: Callable[[], Mapping[str, int]]) -> None:
     """Raise CheckpointError if a run has a larger weights or training file than its config implies.
 
@@ -85,7 +152,9 @@ def check_sizes(run_dir: Path, limits: Callable[[], Mapping[str, int]]) -> None:
     it is called only if a file has more than 64 MiB.
     """
     files = [run_dir / INITIAL]
-    files += [path / name for path in _newest_first(run_dir / CHECKPOINTS) for name in (WEIGHTS, TRAINING)]
+    folder = run_dir / CHECKPOINTS
+    files += [path / name for path in _newest_first(folder) for name in (WEIGHTS, TRAINING)]
+    files += [path / WEIGHTS for path in _list_best(folder)]
     for file in files:
         try:
             size = file.stat().st_size
@@ -100,7 +169,7 @@ def check_sizes(run_dir: Path, limits: Callable[[], Mapping[str, int]]) -> None:
 
 def checkpoint_step(path: Path) -> int:
     """Return the environment step at which a checkpoint was written."""
-    return int(path.name.removeprefix("step_"))
+    return int(path.name.partition("_")[2])
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -168,17 +237,22 @@ def _check_tensor_sizes(file: Path, value: Any) -> Any:
     return value
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    steps = (path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
-    return sorted(steps, key=checkpoint_step, reverse=True)
+def _newest_first(folder: Path, pattern: re.Pattern[str] = _NAME) -> list[Path]:
+    paths = (path for path in folder.glob("*_*") if pattern.fullmatch(path.name))
+    return sorted(paths, key=checkpoint_step, reverse=True)
 
 
-def _is_complete(path: Path) -> bool:
+def _list_best(folder: Path) -> list[Path]:
+    """Return the best checkpoint, and after it those that a kill left over."""
+    return _newest_first(folder, _BEST_NAME)
+
+
+def _is_complete(path: Path, names: tuple[str, ...] = (WEIGHTS, TRAINING)) -> bool:
     try:
-        if any(is_mostly_holes((path / name).stat()) for name in (WEIGHTS, TRAINING)):
+        if any(is_mostly_holes((path / name).stat()) for name in names):
             return False  # hashing would take minutes
         digests = read_object(path / MANIFEST)["sha256"]
-        return all(_digest(path / name) == digests[name] for name in (WEIGHTS, TRAINING))
+        return all(_digest(path / name) == digests[name] for name in names)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 

@@ -6,7 +6,9 @@ import dataclasses
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
@@ -191,3 +193,24 @@ def derive_seed(
     entropy = [seed, _PURPOSES.index(purpose), step][: 3 if step else 2]
     words = np.random.SeedSequence(entropy).generate_state(1)
     return int(words[0] >> 1)
+
+
+def make_directory(config: Experiment) -> Path:
+    """Create and return a directory with the default name, which no other process has created."""
+    while True:
+        path = default_path(config)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+
+
+def default_path(config: Experiment) -> Path:
+    """Return `runs/<recipe>-<memory>-s<seed>-<time>`, with a number appended if that path exists."""
+    name = f"{config.recipe}-{config.label}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path

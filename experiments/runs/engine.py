@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -22,17 +24,20 @@ from scrubjay.experiments.resources import resolve_device
 from scrubjay.experiments.runs.checkpoint import (
     CheckpointError,
     checkpoint_step,
+    delete_best_after,
     latest_checkpoint,
     load_training,
     load_weights,
     read_weights,
+    save_best,
     save_checkpoint,
     to_plain,
 )
 from scrubjay.experiments.runs.config import Experiment, derive_seed
-from scrubjay.experiments.runs.evaluation import evaluate_result
-from scrubjay.experiments.runs.metrics import EpisodeWindow, MetricsLog
+from scrubjay.experiments.runs.evaluation import OnStep, evaluate_result, evaluate_step
+from scrubjay.experiments.runs.metrics import EpisodeWindow, MetricsLog, read_metrics
 from scrubjay.experiments.runs.reinforcement import RLConfig
+from scrubjay.experiments.runs.retention import rank, summarize_scores
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,8 +60,11 @@ class Engine(ABC):
     def __init__(self, config: Experiment, run_dir: Path, trust: bool = False) -> None:
         self.config: Any = config
         self.trust = trust
+        self.on_evaluation_step: OnStep | None = None
+        """Callback after each vector step of an evaluation. An exception in it ends the evaluation."""
         self.folder = run_dir / CHECKPOINTS
         self.step = 0
+        self._row_to_evaluate: dict[str, float] | None = None  # metrics of an update before its evaluation
         self.seconds = 0.0
         self._lock = lock(run_dir)
         latest = latest_checkpoint(self.folder)
@@ -66,7 +74,9 @@ class Engine(ABC):
         _seed_everything(derive_seed(config.seed, "weights"))
         self._build()
         offset = 0 if latest is None or checkpoint is None else self._restore(latest, *checkpoint)
-        self._metrics = MetricsLog(run_dir / METRICS, offset, self.step)
+        self._metrics_file = run_dir / METRICS
+        self._metrics = MetricsLog(self._metrics_file, offset, self.step)
+        delete_best_after(self.folder, self.step)
         self._saved_at = time.monotonic()
         self._saved_step = self.step
 
@@ -106,6 +116,8 @@ class Engine(ABC):
             self._set_parts(training)
             self.seconds = float(training["seconds"])
             _restore_random_states(training["random"])
+            if (row := training.get("row_to_evaluate")) is not None:
+                self._row_to_evaluate = {str(name): float(value) for name, value in row.items()}
             return int(training["metrics_bytes"])
         # The messages of these errors describe Python objects, not the file.
         except (AttributeError, LookupError, TypeError) as error:
@@ -140,18 +152,46 @@ class Engine(ABC):
     def _close(self) -> None:  # noqa: B027  (an engine without resources has nothing to do)
         """Release the resources that `_build` has acquired."""
 
+    @property
+    def is_finished(self) -> bool:
+        """True if the last step and its evaluation are done."""
+        return self.step >= self.config.planned_steps and self._row_to_evaluate is None
+
     def update(self) -> dict[str, float]:
-        """Run one update, record it, and save a checkpoint if one is due. Returns the row of metrics."""
+        """Run one update, record it, and save a checkpoint if one is due. Returns the row of metrics.
+
+        If an evaluation is due after the update, a checkpoint is saved before the evaluation. If the
+        evaluation is then interrupted, the next call repeats only the evaluation.
+        """
+        row = self._row_to_evaluate
+        if row is None:
+            previous_step, row = self.step, self._train()
+            if self._is_evaluation_due(previous_step):
+                self._row_to_evaluate = row
+                self.save()
+        if self._row_to_evaluate is not None:
+            row |= self._evaluate_training()
+            self._row_to_evaluate = None
+        self._metrics.write(self.step, row)
+        if time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
+            self.save()
+        return row
+
+    def _train(self) -> dict[str, float]:
         began = time.perf_counter()
         steps, row = self._learn()
         self.step += steps
         seconds = time.perf_counter() - began
         self.seconds += seconds
-        row = {**row, "charts/SPS": steps / seconds, "time/seconds": self.seconds}
-        self._metrics.write(self.step, row)
-        if time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
-            self.save()
-        return row
+        return {**row, "charts/SPS": steps / seconds, "time/seconds": self.seconds}
+
+    def _is_evaluation_due(self, previous_step: int) -> bool:
+        """Return True if an evaluation is due after the update that began at `previous_step`."""
+        return False
+
+    def _evaluate_training(self) -> dict[str, float]:
+        """Evaluate the model during training; return the additional metrics of the update."""
+        return {}
 
     def save(self) -> None:
         """Write a checkpoint of the complete training state.
@@ -159,8 +199,7 @@ class Engine(ABC):
         If weights are not finite before the end of the run, nothing is written. The run can then still resume
         from the previous checkpoint.
         """
-        is_finite = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
-        if self.step == self._saved_step or (self.step < self.config.planned_steps and not is_finite):
+        if self.step == self._saved_step or (self.step < self.config.planned_steps and not self._is_finite):
             return
         training = {
             **self._get_parts(),
@@ -168,9 +207,15 @@ class Engine(ABC):
             "metrics_bytes": self._metrics.sync(),
             "random": _random_states(),
         }
+        if self._row_to_evaluate is not None:
+            training["row_to_evaluate"] = self._row_to_evaluate
         save_checkpoint(self.folder, self.step, self.model.state_dict(), training)
         self._saved_at = time.monotonic()
         self._saved_step = self.step
+
+    @property
+    def _is_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
 
     def result(self) -> dict[str, Any]:
         """Evaluate the model; return the content of result.json."""
@@ -202,7 +247,43 @@ def _restore_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
 
 
-class LocalEngine(Engine):
+class PolicyEngine(Engine):
+    """Base class of engines of an `RLConfig`: evaluations of the policy, during training and at the end."""
+
+    def _is_evaluation_due(self, previous_step: int) -> bool:
+        every = self.config.eval_every
+        return every > 0 and self.step // every > previous_step // every
+
+    @cached_property
+    def _best_score(self) -> tuple[bool, float]:
+        """Best score of the earlier evaluations, also of those before a damage of the best checkpoint."""
+        scores = [rank(row) for row in read_metrics(self._metrics_file)]
+        return max((score for score in scores if score is not None), default=(False, -math.inf))
+
+    def _evaluate_training(self) -> dict[str, float]:
+        """Evaluate the policy, and keep its weights if no earlier evaluation had a better score.
+
+        The latest of equal scores counts as the best, since its policy has trained for longer. Global random
+        generators keep their states, so that an evaluation does not change the training after it.
+        """
+        began, states = time.perf_counter(), _random_states()
+        try:
+            row = evaluate_step(self.model, self.config, self.step, self.on_evaluation_step)
+        finally:
+            _restore_random_states(states)
+        score = rank(row)
+        if score is not None and self._is_finite and score >= self._best_score:
+            save_best(self.folder, self.step, self.model.state_dict())
+            self._best_score = score
+        return {**row, "time/evaluation": time.perf_counter() - began}
+
+    def _evaluate(self) -> dict[str, Any]:
+        result = evaluate_result(self.model, self.config, self.on_evaluation_step)
+        find_solved_score = self.config.find_solved_score
+        return {**result, **summarize_scores(read_metrics(self._metrics_file), result, find_solved_score)}
+
+
+class LocalEngine(PolicyEngine):
     """Engine of an `RLConfig`, for one agent or a team.
 
     On the CPU a resumed run has exactly the results of an uninterrupted run.
@@ -257,9 +338,6 @@ class LocalEngine(Engine):
             )
             self.sampler.restart(derive_seed(self.config.seed, "sampling", self.step))
         self.episodes.set_state(training["episodes"])
-
-    def _evaluate(self) -> dict[str, Any]:
-        return evaluate_result(self.model, self.config)
 
     def _close(self) -> None:
         self._envs.close()

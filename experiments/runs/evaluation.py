@@ -6,15 +6,17 @@ fixed number.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool
+from torch import nn
 
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.rollout import (
@@ -164,14 +166,9 @@ def evaluate(
     """
     shares = split_episodes(episodes)
     envs = _NamedEnvs(env.make_batch(len(shares)), env.id)
-    training = policy.training
-    policy.eval()
-    try:
-        by_env = _play(
-            envs, PolicyActor(policy, deterministic=deterministic), shares, seed, max_steps, on_step
-        )
-    finally:
-        policy.train(training)
+    actor = PolicyActor(policy, deterministic=deterministic)
+    with _in_eval_mode(policy):
+        by_env = _play(envs, actor, shares, seed, max_steps, on_step)
     all_episodes = list(itertools.chain.from_iterable(by_env))
     if not all_episodes:
         raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps (max_steps)")
@@ -215,7 +212,7 @@ def evaluate_team(
     shares = split_episodes(episodes)
     env = env_config.make_batch(len(shares))
     actor = build_team_actor(player, env, deterministic)
-    with exit_errors(env_config.id):
+    with exit_errors(env_config.id), _in_eval_mode(player):
         by_env = _play(TeamEnvs(env), actor, shares, seed, max_steps, on_step)
     if any(len(own) < share for own, share in zip(by_env, shares, strict=True)):
         raise ValueError(f"{env_config.id}: an episode did not end within {max_steps:,} steps (max_steps)")
@@ -231,20 +228,50 @@ def evaluate_team(
     )
 
 
-def evaluate_result(policy: Any, config: RLConfig) -> dict[str, Any]:
+def evaluate_result(policy: Any, config: RLConfig, on_step: OnStep | None = None) -> dict[str, Any]:
     """Evaluate the policy of one agent or of a team, and return the summary for result.json.
 
     The summary is empty if `eval_episodes` is 0 or no episode ends.
     """
-    if not config.eval_episodes:
-        return {}
+    return _summarize(policy, config, config.eval_episodes, 0, on_step) if config.eval_episodes else {}
+
+
+def evaluate_step(
+    policy: Any, config: RLConfig, step: int, on_step: OnStep | None = None
+) -> dict[str, float]:
+    """Evaluate the policy during training at `step`, and return the columns eval/* of metrics.jsonl.
+
+    Actions are chosen as in `evaluate_result`. The episodes differ from those of other steps. There are no
+    columns if no episode ends.
+    """
+    summary = _summarize(policy, config, config.eval_every_episodes, step, on_step)
+    return {f"eval/{name}": value for name, value in summary.items()}
+
+
+def _summarize(
+    policy: Any, config: RLConfig, episodes: int, step: int, on_step: OnStep | None
+) -> dict[str, float]:
     evaluate_player: Any = evaluate_team if isinstance(policy, TeamPolicy) else evaluate
-    seed = derive_seed(config.seed, "evaluation")
+    seed = derive_seed(config.seed, "evaluation", step)
     try:
-        return evaluate_player(policy, config.env, config.eval_episodes, seed).summary()
+        return evaluate_player(policy, config.env, episodes, seed, on_step=on_step).summary()
     except ValueError as error:  # training succeeded; the environment never ends an episode
         _log.warning("not evaluated: %s", error)
         return {}
+
+
+@contextlib.contextmanager
+def _in_eval_mode(player: object) -> Iterator[None]:
+    """Put a module in evaluation mode in the `with` block; do nothing with a rule."""
+    if not isinstance(player, nn.Module):
+        yield
+        return
+    training = player.training
+    player.eval()
+    try:
+        yield
+    finally:
+        player.train(training)
 
 
 class _NamedEnvs(VectorEnvs):

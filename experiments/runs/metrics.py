@@ -67,7 +67,10 @@ class EpisodeWindow:
             self._episodes.append(entry)
 
     def means(self) -> dict[str, float]:
-        """Return the columns charts/*: mean return and length; if known, also mean success and measures."""
+        """Return the columns charts/*: mean return and length; if known, also mean success and measures.
+
+        The column charts/episodes is the number of episodes in these means.
+        """
         if not self._episodes:
             return {}
         count = len(self._episodes)
@@ -80,7 +83,7 @@ class EpisodeWindow:
             means["charts/success"] = sum(successes) / len(successes)
         for name in self._episodes[-1][3]:
             means[f"charts/{name}"] = sum(episode[3].get(name, 0.0) for episode in self._episodes) / count
-        return means
+        return {**means, "charts/episodes": count}
 
     def get_state(self) -> list[Episode]:
         """Return the last finished episodes, at most `WINDOW`, as plain data."""

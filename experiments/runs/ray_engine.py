@@ -15,8 +15,7 @@ from scrubjay.agents.rllib import SegmentConfig
 from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
 from scrubjay.experiments.runs.cluster import RayOptions, connect, free_cpus
 from scrubjay.experiments.runs.config import derive_seed
-from scrubjay.experiments.runs.engine import Engine, pack_env_states, unpack_env_states
-from scrubjay.experiments.runs.evaluation import evaluate_result
+from scrubjay.experiments.runs.engine import PolicyEngine, pack_env_states, unpack_env_states
 from scrubjay.experiments.runs.metrics import EpisodeWindow
 from scrubjay.experiments.runs.reinforcement import RLConfig
 
@@ -27,7 +26,7 @@ _PATIENCE = 120.0
 """Seconds to wait for CPUs to come back before going on with fewer env runners."""
 
 
-class RayEngine(Engine):
+class RayEngine(PolicyEngine):
     """Engine of an `RLConfig` on a Ray cluster; this process, the driver, holds the run directory.
 
     After each update the driver has the latest weights and learner state. The loss of a runner, a learner or
@@ -156,9 +155,6 @@ class RayEngine(Engine):
             weights, seed = self._parts["policy"], derive_seed(self.config.seed, "sampling", self.step)
             self.algorithm.call_runners(lambda runner: runner.restart(weights, seed))
         self.episodes.set_state(training["episodes"])
-
-    def _evaluate(self) -> dict[str, Any]:
-        return evaluate_result(self.model, self.config)
 
     def _close(self) -> None:
         try:

@@ -38,6 +38,8 @@ _PER_ENV = 2**17  # bytes of one environment in a vector environment
 _COPIES = 4  # weights, their gradients, and Adam's two averages
 _NUMBER = 4  # bytes
 _PER_STEP = 8  # numbers per step besides observation and action
+_SOLVED_SUCCESS = 0.95
+"""Default success rate at which a task counts as solved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,8 @@ class RLConfig(Experiment):
     shape_fields: ClassVar[tuple[str, ...]] = ("policy",)
 
     env: Any
-    """Environment config; it has `num_envs`, `make_batch`, `spaces`, `facts` and `try_out`."""
+    """Environment config; it has `num_envs`, `make_batch`, `spaces`, `facts`, `try_out` and
+    `reward_threshold`."""
     policy: Any
     """Policy config; it has the field `memory` and the method `build`."""
     learner: LearnerConfig
@@ -61,11 +64,22 @@ class RLConfig(Experiment):
     """Device of the policy; auto uses the GPU if there is one."""
     eval_episodes: int = 100
     """Episodes of the final evaluation in result.json; 0 disables it."""
+    eval_every: int = 0
+    """Environment steps between evaluations during training; 0 disables them. They use separate environments,
+    do not change training, and keep the best checkpoint. Each follows the first update that reaches a
+    multiple of this number."""
+    eval_every_episodes: int = 20
+    """Episodes of each evaluation during training."""
+    solved_at: float | None = None
+    """Score at which the task counts as solved: a success rate if the environment reports success, else a
+    return. Default: success rate 0.95, or the reward threshold in gymnasium's registry if there is one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 1, "segment_length")
-        check_at_least(self, 0, "eval_episodes")
+        check_at_least(self, 1, "segment_length", "eval_every_episodes")
+        check_at_least(self, 0, "eval_episodes", "eval_every")
+        if self.solved_at is not None and not math.isfinite(self.solved_at):
+            raise ValueError(f"solved_at={self.solved_at}: must be a finite number")
 
     @property
     def steps_per_update(self) -> int:
@@ -123,6 +137,15 @@ class RLConfig(Experiment):
         If a vector environment `envs` is passed, its spaces are used, and no environment is created.
         """
         return self.policy.build(self.env.spaces() if envs is None else Spaces.from_env(envs))
+
+    def find_solved_score(self, measure: str) -> float | None:
+        """Return the score at which the task counts as solved; None if it is unknown.
+
+        `measure` is "success" for success rates, or "episodic_return".
+        """
+        if self.solved_at is not None or measure == "success":
+            return _SOLVED_SUCCESS if self.solved_at is None else self.solved_at
+        return self.env.reward_threshold()
 
     def check_limits(self) -> None:
         """Raise ValueError if the experiment exceeds the limits for untrusted runs."""

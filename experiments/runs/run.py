@@ -7,7 +7,6 @@ import itertools
 import os
 import shlex
 from collections.abc import Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,17 @@ from scrubjay.experiments.files import (
 from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit
 from scrubjay.experiments.runs import ownership
 from scrubjay.experiments.runs.checkpoint import (
+    BEST,
+    LATEST,
     TRAINING,
     WEIGHTS,
     check_sizes,
     checkpoint_step,
-    latest_checkpoint,
+    find_checkpoint,
     load_weights,
 )
 from scrubjay.experiments.runs.cluster import RayOptions
-from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.config import Experiment, make_directory
 from scrubjay.experiments.runs.evaluation import MAX_ENVS
 from scrubjay.experiments.runs.initial_weights import load_initial_weights
 from scrubjay.experiments.runs.kinds import from_json, to_json
@@ -75,10 +76,19 @@ class Run:
         action, state = run.policy.act(observation, state, start)
     """
 
-    def __init__(self, path: Path, config: Experiment, trust: bool = False, untrusted: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Experiment,
+        trust: bool = False,
+        untrusted: bool = False,
+        checkpoint: str = LATEST,
+    ) -> None:
         self.path = path
         self.config = config
         self.trust = trust
+        self.checkpoint_name = checkpoint
+        """Name of the checkpoint that the run uses: "latest", "best", or for example "step_1000"."""
         self.untrusted = untrusted
         """True if the config was read from an untrusted directory; its sizes are then limited."""
         self.source = f"in {CONFIG}"
@@ -99,7 +109,7 @@ class Run:
                 "the name of the run directory is empty; pass a folder, or omit it to create one in runs"
             )
         config, weights = resolve_initial_weights(config)
-        path = _make_directory(config) if path is None else Path(path)
+        path = make_directory(config) if path is None else Path(path)
         contents: dict[str, str | bytes | None] = {
             INITIAL: None if weights is None else save(weights),
             ENVIRONMENT: None if config.policy_type is None else _encode_facts(config, facts),
@@ -113,8 +123,11 @@ class Run:
         return run
 
     @classmethod
-    def load(cls, path: Path | str, trust: bool = False) -> Run:
+    def load(cls, path: Path | str, trust: bool = False, checkpoint: str = LATEST) -> Run:
         """Open a run directory, which may be untrusted.
+
+        `checkpoint` chooses the weights: "latest", "best" (by the evaluations of `eval_every`), or one of the
+        last steps, for example "step_1000".
 
         The run may create environments of Scrubjay and those that the user named in this process. It may also
         create its own environment if this user started it here: if its path, its config.json and the files of
@@ -134,7 +147,7 @@ class Run:
             raise ValueError(f"no run at {path}{_list_nearby_runs(path)}") from None
         try:
             config = from_json(text, trust)
-            return cls(path, ownership.trust_own(path, text, config), trust, untrusted=not trust)
+            return cls(path, ownership.trust_own(path, text, config), trust, not trust, checkpoint)
         except (ValueError, TypeError) as error:
             own = OWN_MODULE_HINT if isinstance(error, UnknownNameError) else ""
             raise ValueError(f"{path / CONFIG}: {error}{own}") from error
@@ -157,13 +170,16 @@ class Run:
             return self
         trusted_wrappers = [str(text) if text in wrappers else text for text in own_wrappers]
         env = with_names(config.env, name or config.env.id, *trusted_wrappers)
-        return Run(self.path, dataclasses.replace(config, env=env), self.trust, self.untrusted)
+        return self._with_config(dataclasses.replace(config, env=env))
 
     def with_memory(self, memory: MemoryConfig) -> Run:
         """Return a copy of this run with other memory settings, but with the same weights."""
-        run = Run(self.path, self.config.with_memory(memory), self.trust, self.untrusted)
+        run = self._with_config(self.config.with_memory(memory))
         run.source = "with these memory settings"
         return run
+
+    def _with_config(self, config: Experiment) -> Run:
+        return Run(self.path, config, self.trust, self.untrusted, self.checkpoint_name)
 
     def check(self, ray: RayOptions | None = None) -> None:
         """Raise ValueError or TypeError if the experiment cannot run on this machine.
@@ -187,10 +203,10 @@ class Run:
         if self.is_finished and self.latest is None:
             raise ValueError(f"{self.path} has a result but no complete checkpoint to resume from")
         try:
-            config = self.config.with_total_steps(total_steps, self.step)
+            config = self.config.with_total_steps(total_steps, _step_of(self.latest))
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
-        run = Run(self.path, config, self.trust, self.untrusted)
+        run = self._with_config(config)
         run.stored_config = self.config
         return run
 
@@ -270,15 +286,12 @@ class Run:
 
         Raises CheckpointError, a ValueError, if an untrusted run has larger files than its config implies.
         """
-        if self.untrusted:
-            check_sizes(self.path, self._size_limits)
-        return latest_checkpoint(self.path / CHECKPOINTS)
+        return self._find_checkpoint(LATEST)
 
     @property
     def step(self) -> int:
-        """Environment steps at the latest checkpoint."""
-        latest = self.latest
-        return checkpoint_step(latest) if latest else 0
+        """Environment steps at the checkpoint that the run uses; 0 without a checkpoint."""
+        return _step_of(self._find_checkpoint(self.checkpoint_name))
 
     def metrics(self) -> list[dict[str, float]]:
         """Return one row per update; an incomplete last line is skipped.
@@ -329,7 +342,7 @@ class Run:
 
     @cached_property
     def policy(self) -> Policy:
-        """Policy at the latest checkpoint, on the CPU.
+        """Policy at the checkpoint that the run uses, on the CPU.
 
         Raises ValueError if there is no checkpoint yet, or its weights do not match the config; TypeError if
         the run trains no policy.
@@ -413,17 +426,27 @@ class Run:
         return {INITIAL: weights_bytes, WEIGHTS: weights_bytes, TRAINING: training_bytes}
 
     def _mismatch_error(self, what: str, error: MisfitError) -> ValueError:
-        return ValueError(f"the weights in {self.latest} do not match the {what} {self.source}: {error}")
+        return ValueError(f"the weights in {self.checkpoint} do not match the {what} {self.source}: {error}")
 
     @property
     def checkpoint(self) -> Path:
-        """Latest complete checkpoint. Raises ValueError if there is none."""
-        latest = self.latest
-        if latest is None:
-            raise ValueError(
-                f"{self.path} has no checkpoint yet; to train the run, call: {self.resume_command}"
-            )
-        return latest
+        """Complete checkpoint that the run uses. Raises ValueError if there is none."""
+        path = self._find_checkpoint(self.checkpoint_name)
+        if path is None:
+            missing = f"checkpoint yet; to train the run, call: {self.resume_command}"
+            if self.checkpoint_name == BEST:
+                missing = "best checkpoint, which only evaluations keep; train with --eval-every N"
+            raise ValueError(f"{self.path} has no {missing}")
+        return path
+
+    def _find_checkpoint(self, name: str) -> Path | None:
+        if self.untrusted:
+            check_sizes(self.path, self._size_limits)
+        return find_checkpoint(self.path / CHECKPOINTS, name)
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return checkpoint_step(checkpoint) if checkpoint else 0
 
 
 def _format_resume_command(path: Path, *flags: str) -> str:
@@ -446,27 +469,6 @@ def resolve_initial_weights(config: Experiment) -> tuple[Experiment, dict[str, T
     checkpoint = run.checkpoint
     weights = load_initial_weights(config, run.config, checkpoint, spaces)
     return dataclasses.replace(config, init_step=checkpoint_step(checkpoint)), weights
-
-
-def _make_directory(config: Experiment) -> Path:
-    """Create and return a directory with the default name, which no other process has created."""
-    while True:
-        path = default_path(config)
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
-
-
-def default_path(config: Experiment) -> Path:
-    """Return `runs/<recipe>-<memory>-s<seed>-<time>`, with a number appended if that path exists."""
-    name = f"{config.recipe}-{config.label}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
-    path, number = Path("runs") / name, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{name}-{number}"
-    return path
 
 
 def _encode_facts(config: Any, facts: EnvFacts | None) -> str | None:

@@ -168,6 +168,20 @@ class EnvConfig:
         """Return the best success rate without memory, if the environment has this attribute."""
         return self.facts().success_without_memory
 
+    def reward_threshold(self) -> float | None:
+        """Return the return at which gymnasium's registry counts the task as solved.
+
+        Return None if there is no such return, or if a wrapper changes rewards.
+        """
+        with self.make() as env:
+            spec, layer = env.spec, env
+            while isinstance(layer, gymnasium.Wrapper):
+                if isinstance(layer, gymnasium.RewardWrapper):
+                    return None
+                layer = layer.env
+        threshold = None if spec is None else spec.reward_threshold
+        return None if threshold is None else float(threshold)
+
     def make_batch(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
         """Return a vector environment that resets in the last step of an episode (SAME_STEP).
 

@@ -62,6 +62,9 @@ class TeamEnvConfig:
             kwargs["render_mode"] = render_mode
         return check_team(self._call(self.id, **kwargs), self.id)
 
+    def reward_threshold(self) -> None:
+        """Return None: no registry says at which return a team has solved its task."""
+
     def make_batch(self, num_envs: int | None = None) -> TeamEnv:
         """Return a vector environment of `num_envs` teams.
 

@@ -18,6 +18,7 @@ from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.evaluation import evaluate
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
+from scrubjay.experiments.runs.retention import FIELDS as RETENTION
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.supervised import SupervisedConfig
 from scrubjay.experiments.statistics import format_interval, group_runs, interquartile_mean
@@ -43,7 +44,7 @@ def write_report(
     longer = {run.path: score_longer_tasks(run) for run in runs}
     supervised = group_runs([run for run in runs if isinstance(run.config, SupervisedConfig)], "axes")
     runs_with_curve = [run for run in runs if has_curve(run)]
-    sections = [_header(runs, command), _final_table(runs)]
+    sections = [_header(runs, command), _final_table(runs), *_retention_tables(runs)]
     sections += [f"{run.path.name} is {word}." for run in runs for word in run.loss_warnings]
     if partial_runs:
         names = ", ".join(run.path.name for run in partial_runs)
@@ -137,6 +138,38 @@ def _final_table(runs: Sequence[Run]) -> str:
     return markdown(columns, rows, "---")
 
 
+def _retention_tables(runs: Sequence[Run]) -> list[str]:
+    """Return a table of the scores over training: best, and lowest after the task was first solved."""
+    rows = []
+    for (recipe, label), group in group_runs(runs, "recipe", "label").items():
+        results = [run.result for run in group if "best" in run.result]
+        if not results:
+            continue
+        counts = {
+            name: f"{sum(bool(result.get(name)) for result in results)} of {len(results)}"
+            if any("solved_at" in result for result in results)
+            else ""
+            for name in ("solved_step", "lost")
+        }
+        cells = {
+            name: _cell(values) if (values := [each[name] for each in results if name in each]) else ""
+            for name in ("final", "best", "lowest_after_solved")
+        }
+        source = "evaluations" if all(each["evaluations"] for each in results) else "training episodes"
+        rows.append([recipe, label, *cells.values(), *counts.values(), source])
+    columns = [
+        "recipe",
+        "method",
+        "final score",
+        "best",
+        "lowest after solved",
+        "solved",
+        "lost",
+        "best from",
+    ]
+    return [f"Scores over training:\n\n{markdown(columns, rows, '---')}"] if rows else []
+
+
 def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) -> list[str]:
     tables = []
     for recipe, group in group_runs([run for run in runs if longer[run.path]], "recipe").items():
@@ -214,7 +247,8 @@ def _rows(run: Run, longer: Mapping[int, float]) -> Iterator[dict[str, Any]]:
     if "episodic_return" in result:
         score["return"] = result["episodic_return"]
     bounds = {name: result[f"{measure}_{name}"] for name in ("low", "high") if f"{measure}_{name}" in result}
-    yield {**about, "test": {}, **score, **bounds}
+    over_training = {name: result[name] for name in RETENTION if name in result}
+    yield {**about, "test": {}, **score, **bounds, **over_training}
     setting = longer_range(config.recipe)
     for value, score in longer.items():
         assert setting is not None  # otherwise there are no scores

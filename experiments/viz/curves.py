@@ -79,6 +79,8 @@ _LONGEST_LABEL = 300
 _MOST_NAMES = 18
 """Maximum number of names in a column of a legend; longer columns do not fit the figure."""
 _COLUMN_INCHES = 1.8
+_DOT = 3
+"""Size of the dot of an evaluation, in points."""
 
 
 def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -> Path:
@@ -88,7 +90,8 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
     values, with the range from the worst to the best seed shaded. Where only some have values, each is a thin
     line of its own. A cross marks the end of a run that has not finished. Runs without values are left out,
     with a warning. The default metric is the success rate if every run has it, otherwise the episode return.
-    A dashed line shows the best success without memory, if known. Raises ValueError, naming the existing
+    Dots mark evaluations during training, whose episodes differ from those of training. A dashed line shows
+    the best success without memory, if known. Raises ValueError, naming the existing
     metrics, if no run has the metric.
     """
     rows = {run: run.metrics() for run in runs}
@@ -105,7 +108,7 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
             continue
         steps, values = np.array(points, dtype=float).T
         panels.setdefault(run.config.recipe, {}).setdefault(labels[run], []).append(
-            _Curve(run.config.seed, steps, values, run.is_finished)
+            _Curve(run.config.seed, steps, values, run.is_finished, _read_evaluations(run_rows, metric))
         )
     if not panels:
         names = sorted({name for run_rows in rows.values() for row in run_rows for name in row} - {"step"})
@@ -122,6 +125,8 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
             _draw_curve(axes, panel[label], label, shades[label])
         if not all(curve.is_finished for curves in panel.values() for curve in curves):
             axes.plot([], [], "x", color="grey", label="not finished")
+        if any(curve.evaluations for curves in panel.values() for curve in curves):
+            axes.plot([], [], "o", color="grey", markersize=_DOT, label="evaluation")
         if metric == "charts/success":
             axes.set_ylim(-0.02, 1.02)
         axes.set_xlim(left=0)
@@ -313,6 +318,15 @@ class _Curve(NamedTuple):
     steps: NDArray[np.float64]
     values: NDArray[np.float64]
     is_finished: bool
+    evaluations: list[tuple[float, float]]
+    """Step and score of each evaluation during training."""
+
+
+def _read_evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> list[tuple[float, float]]:
+    """Return step and score of the evaluations of a metric that is the mean over training episodes."""
+    kind, _, name = metric.partition("/")
+    column = f"eval/{name}"
+    return [(row["step"], row[column]) for row in rows if column in row] if kind == "charts" else []
 
 
 def _draw_curve(axes: Axes, curves: list[_Curve], label: str, color: Any) -> None:
@@ -341,6 +355,8 @@ def _draw_curve(axes: Axes, curves: list[_Curve], label: str, color: Any) -> Non
                 axes.plot(steps, own, color=color, linewidth=1, alpha=0.6)
         if not curve.is_finished:
             axes.plot(curve.steps[-1:], curve.values[-1:], "x", color=color)
+        if curve.evaluations:
+            axes.plot(*zip(*curve.evaluations, strict=True), "o", color=color, markersize=_DOT)
 
 
 def _format_steps(steps: float, _: float = 0.0) -> str:

@@ -21,6 +21,7 @@ from scrubjay.experiments.cli.arguments import UsageError, did_you_mean
 from scrubjay.experiments.files import replacement, write_atomically
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_env_settings
+from scrubjay.experiments.runs.checkpoint import LATEST
 from scrubjay.experiments.runs.evaluation import Rule, build_team_actor
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.runs.run import Run
@@ -213,6 +214,7 @@ def set_up_team(
     settings: Sequence[str],
     seed: int,
     trust: bool = False,
+    checkpoint: str = LATEST,
 ) -> TeamSetup | None:
     """Return environment and player for a team run, a recipe or a team's name; None for a single agent.
 
@@ -224,13 +226,14 @@ def set_up_team(
         settings: Environment settings `name=value`.
         seed: Seed of random actions.
         trust: Trust the run, as in `Run.load`.
+        checkpoint: Checkpoint of the run with the policy, as in `Run.load`.
 
     Raises:
         UsageError: for an unknown policy, a run of a single agent, or an invalid setting.
         ValueError: if the policy does not match the environment.
     """
     known_env = KNOWN_TEAMS.get(source)
-    run = None if known_env else _load_team_run(source, trust)
+    run = None if known_env else _load_team_run(source, trust, checkpoint)
     recipe = RECIPES[source]() if source in RECIPES else None
     if run is not None:
         env = _task(run).env
@@ -244,7 +247,7 @@ def set_up_team(
         return None
     policy_run = run
     if policy is not None:
-        policy_run = _load_team_run(policy, trust)
+        policy_run = _load_team_run(policy, trust, checkpoint)
         if known_env is not None and policy_run is not None:
             env = _task(policy_run).env
     if preset is not None:
@@ -297,9 +300,9 @@ def _names_team(source: str, settings: Sequence[str]) -> bool:
     return returns_team(env.id, env.kwargs)
 
 
-def _load_team_run(path: str, trust: bool) -> Run | None:
+def _load_team_run(path: str, trust: bool, checkpoint: str) -> Run | None:
     """Load a team run; None if the directory does not exist or is not a team run."""
-    run = Run.load(path, trust) if Path(path).exists() else None
+    run = Run.load(path, trust, checkpoint) if Path(path).exists() else None
     return run if run is not None and isinstance(run.config, TeamTaskConfig) else None
 
 

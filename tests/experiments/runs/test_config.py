@@ -25,7 +25,7 @@ from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.sequence import SequenceEngine
 from scrubjay.experiments.training import TrainingStartError, run_training
 
-from .smallest import SEQUENCES, TEAM
+from ..smallest import SEQUENCES, TEAM
 
 PLANNED_STEPS = SEQUENCES.total_steps
 """Planned steps of `SEQUENCES`, in tokens: four batches."""

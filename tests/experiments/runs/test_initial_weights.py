@@ -26,7 +26,7 @@ from scrubjay.experiments.tasks.sequences import MQAR
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
 
-from . import smallest
+from .. import smallest
 
 WORDS = (
     *("--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "2", "--device", "cpu", "--quiet"),

@@ -21,6 +21,7 @@ def test_charts_are_means_over_the_last_episodes_alone():
         "charts/episodic_return": 2.0,
         "charts/episodic_length": 4.0,
         "charts/success": 0.5,
+        "charts/episodes": WINDOW,
     }
 
 
