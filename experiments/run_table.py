@@ -45,6 +45,7 @@ class Runs:
     | `error` | reason of a failure or a damage |
     | `seed`, `step`, `seconds` | seed, steps of training, and seconds of training |
     | `success`, `episodic_return` and others | scores of the evaluation, only if the run is finished |
+    | `final`, `best`, `lowest_after_solved`, `lost` and others | fields of `retention.summarize_scores` |
     | `training_success`, `training_return` | means over the last 100 training episodes |
     | `config.NAME` | settings, such as `config.policy.memory.name` |
 

@@ -178,3 +178,16 @@ def trained_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a finished run whose files no test may change."""
     return train(make_tiny(), tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(scope="session")
+def evaluating() -> TrainConfig:
+    """Return a config with an evaluation after every second of 6 updates; its policy changes fast."""
+    learner = PPOConfig(learning_rate=0.03, num_minibatches=2)
+    return make_tiny(eval_every=60, eval_every_episodes=6, learner=learner)
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(tmp_path_factory: pytest.TempPathFactory, evaluating: TrainConfig) -> Run:
+    """Return a finished run with evaluations during training, whose files no test may change."""
+    return train(evaluating, tmp_path_factory.mktemp("runs") / "evaluated")

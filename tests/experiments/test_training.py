@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from scrubjay.experiments import EnvConfig, Run, resume, train
+from scrubjay.experiments import EnvConfig, Run, progress, resume, train, training
 from scrubjay.experiments.files import lock
 from scrubjay.experiments.runs.status import write_status
 from scrubjay.experiments.training import TrainingStartError, run_training
@@ -153,6 +153,18 @@ def test_a_run_that_another_process_has_finished_is_left_alone(tiny, tmp_path):
     after = {path: path.stat().st_mtime_ns for path in old.path.rglob("*") if path.is_file()}
     changes = {path.name for path in after if after[path] != before.get(path)}
     assert {name for name in changes if "tfevents" not in name} <= {".lock"}
+
+
+def test_a_long_evaluation_is_shown_in_place_of_the_metrics(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "LINE_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", -1.0)
+    train(tiny(eval_every=64, eval_every_episodes=3), tmp_path / "run", progress=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("tiny gru s0  32/192  success ")
+    notes = [line for line in lines if line.startswith("tiny gru s0  64/192  evaluation: ")]
+    counts = [int(line.split("evaluation: ")[1].split()[0]) for line in notes]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, 3)
 
 
 @pytest.mark.parametrize("name", ["environment.json", "metrics.jsonl"])

@@ -1,12 +1,15 @@
-"""`scrubjay eval`: maximum steps, unfinished episodes, progress, and supervised runs."""
+"""`scrubjay eval`: maximum steps, unfinished episodes, progress, checkpoints, and supervised runs."""
 
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
+import torch
 
 from scrubjay.experiments import progress
+from scrubjay.experiments.runs.checkpoint import load_weights
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.sequence import SequenceTaskConfig
 from scrubjay.experiments.tasks.sequences import MQAR
@@ -119,3 +122,38 @@ def test_parts_of_a_stack_have_settings_of_their_own(tiny, here, tmp_path):
             f"{place}.top_k: memory 'stack' has no such field"
             in here("eval", run.path, "--memory", f"{place}.top_k=1")[2]
         )
+
+
+def test_commands_use_the_chosen_checkpoint(evaluated_run, tmp_path, here):
+    run = shutil.copytree(evaluated_run.path, tmp_path / "run")
+    best = Run.load(run, checkpoint="best").step
+    for name, step in (("latest", 192), ("best", best), ("step_64", 64), ("step_00000064", 64)):
+        code, out, err = here("eval", run, "--episodes", 2, "--checkpoint", name)
+        assert code == 0, err
+        assert f"at step {step}: " in out
+    for command in ("play", "look", "export"):
+        assert here(command, run, "--checkpoint", "step_64")[0] == 0
+    assert here("export", run, "--pretrained", "--checkpoint", "best")[0] == 0
+    exported_weights = load_weights(run / "pretrained")
+    weights = load_weights(Run.load(run, checkpoint="best").checkpoint)
+    assert all(torch.equal(exported_weights[name], value) for name, value in weights.items())
+    code, _, err = here("eval", run, "--checkpoint", "last")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "checkpoint='last': write latest, best, or step_N" in err
+
+
+def test_a_run_without_evaluations_says_how_to_get_them(finished_run, here):
+    code, _, err = here("eval", finished_run.path, "--checkpoint", "best")
+    assert code == 2
+    assert "has no best checkpoint, which only evaluations keep; train with --eval-every N" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["play", "CartPole-v1", "--checkpoint", "best"], "--checkpoint best: it requires a run directory"),
+        (["play", "uav", "--checkpoint", "best"], "--checkpoint best: it requires a run directory"),
+    ],
+)
+def test_a_checkpoint_of_nothing_is_refused(arguments, message, usage_error):
+    assert message in usage_error(*arguments)

@@ -28,6 +28,7 @@ from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
 
+from .. import smallest
 from .reinforce import ReinforceConfig, TeamReinforceConfig
 
 REPEAT = TrainConfig(
@@ -208,3 +209,43 @@ def test_an_environment_that_never_ends_is_trained_all_the_same(tiny, monkeypatc
     monkeypatch.setattr("scrubjay.experiments.runs.evaluation.evaluate", cut)
     assert evaluation.evaluate_result(config.make_policy(), config) == {}
     assert "no episode ended" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("env", "fields", "success", "episodic_return"),
+    [
+        (EnvConfig("CartPole-v1"), {}, 0.95, 475.0),
+        (EnvConfig("Pendulum-v1"), {}, 0.95, None),
+        (EnvConfig("scrubjay/TMaze-v0"), {}, 0.95, None),
+        (EnvConfig("CartPole-v1"), {"solved_at": 0.5}, 0.5, 0.5),
+    ],
+)
+def test_the_score_of_a_solved_task(env, fields, success, episodic_return, tiny):
+    config = tiny(env=env, **fields)
+    assert config.find_solved_score("success") == success
+    assert config.find_solved_score("episodic_return") == episodic_return
+    assert smallest.TEAM.find_solved_score("episodic_return") is None
+
+
+def test_a_wrapper_that_changes_rewards_has_no_threshold(tmp_path, monkeypatch):
+    (tmp_path / "half.py").write_text(
+        "import gymnasium\n"
+        "def make(half=True):\n"
+        "    env = gymnasium.make('CartPole-v1')\n"
+        "    return gymnasium.wrappers.TransformReward(env, lambda r: r / 2) if half else env\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert EnvConfig("half:make").reward_threshold() is None
+    assert EnvConfig("half:make", {"half": False}).reward_threshold() == 475.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--eval-every", "-1"], "eval_every=-1: must not be negative"),
+        (["--eval-every-episodes", "0"], "eval_every_episodes=0: must be at least 1"),
+        (["--solved-at", "nan"], "solved_at=nan: must be a finite number"),
+    ],
+)
+def test_an_impossible_setting_is_an_error_of_one_line(flags, message, usage_error):
+    assert message in usage_error("train", "tmaze", *flags)

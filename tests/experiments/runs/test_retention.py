@@ -33,20 +33,6 @@ EVALUATIONS = [64, 128, 192]
 """Steps of the evaluations of a run in `evaluating`."""
 
 
-@pytest.fixture(scope="module")
-def evaluating(tiny: Callable) -> Any:
-    """Config of 6 updates of 32 steps with an evaluation after every second one; its policy changes fast."""
-    return tiny(
-        eval_every=60, eval_every_episodes=6, learner=PPOConfig(learning_rate=0.03, num_minibatches=2)
-    )
-
-
-@pytest.fixture(scope="module")
-def evaluated_run(tmp_path_factory: pytest.TempPathFactory, evaluating: Any) -> Run:
-    """Return a finished run with evaluations, whose files no test may change."""
-    return train(evaluating, tmp_path_factory.mktemp("runs") / "run")
-
-
 def without_evaluations(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if not name.startswith("eval/")} for row in rows]
 
@@ -114,10 +100,10 @@ def test_an_evaluation_plays_its_own_episodes_after_the_update_that_is_due(evalu
 
 def test_the_best_checkpoint_has_the_best_score_and_survives_the_rotation(evaluating, tmp_path, monkeypatch):
     """The scores fall after the second evaluation, and more checkpoints follow than are kept."""
-    scripted = iter((0.5, 0.9, 0.9, 0.2, 0.4, 0.1))
+    rates = iter((0.5, 0.9, 0.9, 0.2, 0.4, 0.1))
 
     def script(policy, config, step, on_step):
-        return {**evaluate_step(policy, config, step, on_step), "eval/success": next(scripted)}
+        return {**evaluate_step(policy, config, step, on_step), "eval/success": next(rates)}
 
     monkeypatch.setattr(engine_module, "evaluate_step", script)
     config = dataclasses.replace(evaluating, eval_every=1, checkpoint_seconds=0)
@@ -130,8 +116,8 @@ def test_the_best_checkpoint_has_the_best_score_and_survives_the_rotation(evalua
     best = Run.load(run.path, checkpoint="best")
     assert best.step == 96, "the later of two equal scores"
     assert all(torch.equal(value, weights[96][name]) for name, value in load_weights(best.checkpoint).items())
-    kept = sorted(path.name for path in (run.path / "checkpoints").iterdir())
-    assert kept == ["best_00000096", "step_00000128", "step_00000160", "step_00000192"]
+    names = sorted(path.name for path in (run.path / "checkpoints").iterdir())
+    assert names == ["best_00000096", "step_00000128", "step_00000160", "step_00000192"]
     with pytest.raises(
         ValueError, match=r"checkpoint='step_96': not in .* step_192, step_160, step_128; only"
     ):
@@ -139,10 +125,10 @@ def test_the_best_checkpoint_has_the_best_score_and_survives_the_rotation(evalua
 
 
 def test_the_best_checkpoint_plays_the_score_that_was_recorded(evaluated_run):
+    config: Any = evaluated_run.config
     best, scores = Run.load(evaluated_run.path, checkpoint="best"), evaluation_scores(evaluated_run)
     highest = max(success for success, _ in scores.values())
     assert best.step == max(step for step, (success, _) in scores.items() if success == highest)
-    config = best.config
     seed = derive_seed(config.seed, "evaluation", best.step)
     summary = evaluate(best.policy, config.env, 6, seed).summary()
     assert (summary["success"], summary["episodic_return"]) == scores[best.step]
@@ -157,11 +143,11 @@ class StopHereError(Exception):
 
 def kill_in_evaluation(number: int) -> Callable[[int, int], None]:
     """Return a callback of an engine that raises StopHereError in the evaluation with this number."""
-    begun = []
+    starts = []
 
     def on_step(steps: int, episodes: int) -> None:
-        begun.extend([1] * (steps == 1))
-        if len(begun) == number and steps == 2:
+        starts.extend([1] * (steps == 1))
+        if len(starts) == number and steps == 2:
             raise StopHereError
 
     return on_step
@@ -380,7 +366,7 @@ def test_a_run_that_solved_and_lost_its_task():
 
 
 @pytest.mark.parametrize(
-    ("successes", "lost"),
+    ("successes", "is_lost"),
     [
         (100, 0),
         (93, 0),  # the interval contains the score of a solved task
@@ -388,8 +374,8 @@ def test_a_run_that_solved_and_lost_its_task():
         (70, 1),
     ],
 )
-def test_a_task_is_lost_only_if_the_intervals_say_so(successes, lost):
-    assert summarize([evaluation(10, 20)], final(successes))["lost"] == lost
+def test_a_task_is_lost_only_if_the_intervals_say_so(successes, is_lost):
+    assert summarize([evaluation(10, 20)], final(successes))["lost"] == is_lost
 
 
 def test_a_task_that_was_never_solved_is_not_lost():
@@ -410,8 +396,8 @@ def test_without_evaluations_full_windows_of_training_episodes_count():
         "lost": 1,
     }
     assert describe_scores(summary) == ["solved at step 20, lost: final 0.420"]
-    kept = summarize(windows(0.5, 0.96, 0.97), final(42))
-    assert kept["lost"] == 0, "the sampled actions of the training episodes still solve the task"
+    summary_at_end = summarize(windows(0.5, 0.96, 0.97), final(42))
+    assert summary_at_end["lost"] == 0, "the sampled actions of the training episodes still solve the task"
     assert summarize(windows(1.0, episodes=99), final(42)) == {}
     old = [{"step": 10, "charts/success": 1.0, "charts/episodic_return": 1.0}]
     assert summarize(old, final(42)) == {}, "rows of older versions do not tell the number of episodes"
@@ -425,87 +411,12 @@ def test_an_unknown_threshold_leaves_the_columns_empty():
     assert summarize([], {}) == {}
 
 
-@pytest.mark.parametrize(
-    ("env", "fields", "success", "episodic_return"),
-    [
-        (EnvConfig("CartPole-v1"), {}, 0.95, 475.0),
-        (EnvConfig("Pendulum-v1"), {}, 0.95, None),
-        (EnvConfig("scrubjay/TMaze-v0"), {}, 0.95, None),
-        (EnvConfig("CartPole-v1"), {"solved_at": 0.5}, 0.5, 0.5),
-    ],
-)
-def test_the_score_of_a_solved_task(env, fields, success, episodic_return, tiny):
-    config = tiny(env=env, **fields)
-    assert config.find_solved_score("success") == success
-    assert config.find_solved_score("episodic_return") == episodic_return
-    assert smallest.TEAM.find_solved_score("episodic_return") is None
-
-
-def test_a_wrapper_that_changes_rewards_has_no_threshold(tmp_path, monkeypatch):
-    (tmp_path / "half.py").write_text(
-        "import gymnasium\n"
-        "def make(half=True):\n"
-        "    env = gymnasium.make('CartPole-v1')\n"
-        "    return gymnasium.wrappers.TransformReward(env, lambda r: r / 2) if half else env\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert EnvConfig("half:make").reward_threshold() is None
-    assert EnvConfig("half:make", {"half": False}).reward_threshold() == 475.0
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--eval-every", "-1"], "eval_every=-1: must not be negative"),
-        (["--eval-every-episodes", "0"], "eval_every_episodes=0: must be at least 1"),
-        (["--solved-at", "nan"], "solved_at=nan: must be a finite number"),
-    ],
-)
-def test_an_impossible_setting_is_an_error_of_one_line(flags, message, usage_error):
-    assert message in usage_error("train", "tmaze", *flags)
-
-
-def test_commands_use_the_chosen_checkpoint(evaluated_run, tmp_path, here):
-    run = shutil.copytree(evaluated_run.path, tmp_path / "run")
-    best = Run.load(run, checkpoint="best").step
-    for name, step in (("latest", 192), ("best", best), ("step_64", 64), ("step_00000064", 64)):
-        code, out, err = here("eval", run, "--episodes", 2, "--checkpoint", name)
-        assert code == 0, err
-        assert f"at step {step}: " in out
-    for command in ("play", "look", "export"):
-        assert here(command, run, "--checkpoint", "step_64")[0] == 0
-    assert here("export", run, "--pretrained", "--checkpoint", "best")[0] == 0
-    exported = load_weights(run / "pretrained")
-    weights = load_weights(Run.load(run, checkpoint="best").checkpoint)
-    assert all(torch.equal(exported[name], value) for name, value in weights.items())
-    code, _, err = here("eval", run, "--checkpoint", "last")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "checkpoint='last': write latest, best, or step_N" in err
-
-
-def test_a_run_without_evaluations_says_how_to_get_them(finished_run, here):
-    code, _, err = here("eval", finished_run.path, "--checkpoint", "best")
-    assert code == 2
-    assert "has no best checkpoint, which only evaluations keep; train with --eval-every N" in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["play", "CartPole-v1", "--checkpoint", "best"], "--checkpoint best: it requires a run directory"),
-        (["play", "uav", "--checkpoint", "best"], "--checkpoint best: it requires a run directory"),
-    ],
-)
-def test_a_checkpoint_of_nothing_is_refused(arguments, message, usage_error):
-    assert message in usage_error(*arguments)
-
-
 def test_train_reports_a_task_that_was_lost_and_tables_show_it(tiny, tmp_path, here, monkeypatch):
     """The scores of the evaluations are scripted; the final one is that of the untrained policy."""
-    scripted = iter((20, 3))
+    rates = iter((20, 3))
 
     def script(policy, config, step, on_step):
-        row = evaluation(step, next(scripted))
+        row = evaluation(step, next(rates))
         return {name: value for name, value in row.items() if name.startswith("eval/")}
 
     monkeypatch.setattr(engine_module, "evaluate_step", script)

@@ -78,6 +78,37 @@ def test_runs_too_short_for_a_curve_are_tabulated_and_named(tiny, tmp_path):
         assert f"\n\nNo curve, since no training episode ended: {names}.\n" in rows
 
 
+def test_the_scores_over_training_are_tabulated_where_they_are_known(tiny, tmp_path):
+    success_at_60 = {"solved_at": 0.95, "solved_step": 50, "best_step": 60}
+    results = {
+        ("gru", 0): {"final": 0.5, "best": 1.0, "lowest_after_solved": 0.25, "lost": 1, **success_at_60},
+        ("gru", 1): {"final": 1.0, "best": 1.0, "lowest_after_solved": 0.75, "lost": 0, **success_at_60},
+        ("gru", 2): {"final": 0.75, "best": 0.75, "best_step": 100, "solved_at": 0.95},
+        ("none", 0): {"final": 0.5, "best": 0.75, "best_step": 80},
+        ("lstm", 0): {},
+    }
+    runs = [
+        create_finished_run(
+            tmp_path / f"{memory}{seed}",
+            tiny(memory, seed=seed),
+            success=0.5,
+            **fields,
+            **({"evaluations": 0 if memory == "none" else 9} if fields else {}),
+        )
+        for (memory, seed), fields in results.items()
+    ]
+    text = write_report(runs, tmp_path, "c")[0].read_text()
+    section = text.partition("\n\nScores over training:\n\n")[2]
+    scores = ["0.75 [0.50, 1.00]", "0.92 [0.75, 1.00]", "0.50 [0.25, 0.75]"]
+    assert cells(section, ["tiny", "gru"]) == [["tiny", "gru", *scores, "2 of 3", "1 of 3", "evaluations"]]
+    assert cells(section, ["tiny", "none"]) == [
+        ["tiny", "none", "0.50", "0.75", "", "", "", "training episodes"]
+    ]
+    assert not cells(section, ["tiny", "lstm"])
+    assert scores_in(tmp_path / "scores.jsonl")[0]["lowest_after_solved"] == 0.25
+    assert "Scores over training" not in write_report(runs[-1:], tmp_path, "c")[0].read_text()
+
+
 def test_scores_are_returns_where_nobody_tells_success(tiny, tmp_path):
     run = create_finished_run(tmp_path / "run", tiny(), episodic_return=-3.5)
     table, *_ = write_report([run], tmp_path, "c")

@@ -197,3 +197,16 @@ def test_those_without_a_colour_of_their_own_share_one_last():
     assert assign_colors(["b", "a", "b"]) == {"a": "#1f77b4", "b": "#ff7f0e"}
     many = assign_colors(str(number) for number in range(40))
     assert len(set(many.values())) == 15
+
+
+def test_dots_mark_the_evaluations_of_the_metric(tiny, tmp_path, draw_figure):
+    evaluation = {"step": 60, "charts/success": 0.5, "eval/success": 0.9, "eval/episodic_return": 7.0}
+    rows = [row(20, success=0.1), json.dumps(evaluation) + "\n", row(100, success=0.6)]
+    run = store_rows(tiny(), tmp_path / "run", *rows)
+    (axes,) = draw_figure(plot_runs, [run]).axes
+    (dots,) = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert (list(dots.get_xdata()), list(dots.get_ydata())) == ([60], [0.9])
+    assert "evaluation" in [line.get_label() for line in axes.lines]
+    plain = store_rows(tiny(), tmp_path / "plain", rows[0], rows[2])
+    (axes,) = draw_figure(plot_runs, [plain]).axes
+    assert not [line for line in axes.lines if line.get_marker() == "o"]
