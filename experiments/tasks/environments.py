@@ -111,6 +111,8 @@ class EnvConfig:
             raise ValueError(message) from error
         except SETTING_ERRORS as error:
             raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
+        except OSError as error:
+            raise ValueError(f"environment {str(self.id)!r}: {error}") from error
         env = check_single(env, self.id)
         for wrapper in self.wrappers:
             env = WrapperCall.parse(wrapper).apply(env, self.id)

@@ -13,6 +13,11 @@ def make_pendulum(limit: int = 9) -> gymnasium.Env:
     return gymnasium.make("Pendulum-v1", max_episode_steps=limit)
 
 
+def make_from_file(path: str = "absent.png") -> gymnasium.Env:
+    with open(path):
+        return gymnasium.make("Pendulum-v1")
+
+
 NOT_CALLABLE = 3
 
 
@@ -142,6 +147,7 @@ def test_settings_reach_the_environment():
         ("nowhere:make", {}, "No module named 'nowhere'"),
         ("my_environments:absent", {}, "has no attribute 'absent'"),
         ("my_environments:NOT_CALLABLE", {}, "NOT_CALLABLE is a int, not a callable"),
+        ("my_environments:make_from_file", {}, "environment 'my_environments:make_from_file': .*absent.png"),
         ("scrubjay/TMaze-v0", {"wings": 2}, "rejects .*wings"),
         ("scrubjay/TMaze-v0", {"corridor_length": 0}, "corridor_length=0"),
     ],

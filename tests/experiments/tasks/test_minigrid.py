@@ -66,6 +66,25 @@ def same_mission(one, other):
     return np.array_equal(one["mission"]["words"], other["mission"]["words"])
 
 
+@pytest.mark.parametrize(
+    ("wrappers", "layer"),
+    [
+        (["minigrid.wrappers:ImgObsWrapper"], "cells.embed.weight"),
+        (["minigrid.wrappers:ImgObsWrapper", "FrameStackObservation(stack_size=3)"], "cells.embed.weight"),
+        (["minigrid.wrappers:OneHotPartialObsWrapper"], "cells.embed.weight"),
+        (["minigrid.wrappers:RGBImgPartialObsWrapper"], "convolutions.0.weight"),
+        (["minigrid.wrappers:FlatObsWrapper"], "linear.weight"),
+    ],
+)
+def test_images_stacks_and_flat_vectors(wrappers, layer, here, tmp_path):
+    options = [word for wrapper in wrappers for word in ("--wrap", wrapper)]
+    words = ["train", "ppo", "--env", NAME, *options, "--run-dir", "run", *SIZES, "--total-steps", 32]
+    code, _, err = here(*words, "--eval-episodes", 1, "--quiet")
+    assert code == 0, err
+    policy = Run.load(tmp_path / "run").policy
+    assert any(name.endswith(layer) for name, _ in policy.encoder.named_parameters())
+
+
 def test_previous_actions_are_added_to_a_mission(here):
     words = [
         "train",
