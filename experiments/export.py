@@ -37,7 +37,8 @@ class PolicyStepModule(nn.Module):
     """Policy step `(observation, state, start) -> (action, value, state)` with the most likely action.
 
     Actions are not yet converted to the action space: they are zero-based indices, or real numbers before
-    clipping. The first axis of every tensor is the batch.
+    clipping. The action of a Dict or Tuple space is one vector with the numbers of all parts, in the order of
+    the sorted keys of a Dict. The first axis of every tensor is the batch.
     """
 
     def __init__(self, policy: Policy) -> None:

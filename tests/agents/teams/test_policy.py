@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from scrubjay.agents import TeamPolicy, TeamPolicyConfig, TeamSegment
+from scrubjay.agents import GAMATRConfig, TeamPolicy, TeamPolicyConfig, TeamSegment
 from scrubjay.agents.rl.observations import leaf_spaces
+from scrubjay.agents.rl.trust_region import mean_kl
 from scrubjay.memory import list_memories, make_config
 
 DISCRETE = spaces.Discrete(3)
@@ -371,3 +373,16 @@ def test_a_deviation_of_the_state_belongs_to_its_agent(actors):
 def test_nested_actions_of_a_team_are_refused():
     with pytest.raises(TypeError, match=r"action space Dict\(.*is not supported for teams"):
         policy(3, spaces.Dict({"go": DISCRETE}))
+
+
+def test_the_trust_region_holds_for_deviations_of_the_state():
+    acting = policy(2, spaces.Box(-2.0, 2.0, (2,)), deviation="state")
+    batch = segment(acting, batch=4, time=8)
+    rewards = torch.randn(4, 8, 2, generator=torch.Generator().manual_seed(0)).double()
+    batch = dataclasses.replace(batch, rewards=rewards)
+    before = acting.distribution(batch).detach()
+    config = GAMATRConfig(minibatches=2)
+    config.build(acting).update(batch)
+    kl = mean_kl(before, acting.distribution(batch), batch.alive.double())
+    assert (kl > 0).all()
+    assert (kl < 1.001 * config.kl_limit).all()
