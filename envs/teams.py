@@ -10,6 +10,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from pettingzoo import ParallelEnv
 
+_MASK = "action_mask"
+
 
 class TeamError(ValueError):
     """An environment violates its declared `possible_agents` or spaces."""
@@ -23,7 +25,8 @@ class TeamStep(NamedTuple):
 
     observations: dict[str, np.ndarray]
     """Arrays `[environments, agents, ...]`, one for each part of the observation space. The key is the path
-    of the part, such as "camera/image"; a space without parts has the key ""."""
+    of the part, such as "camera/image"; a space without parts has the key "". Action masks from infos or the
+    method `action_masks` have the key "action_mask"."""
     alive: Bool[np.ndarray, "rows agents"]
     """True for agents that act in the next step."""
     rewards: Float[np.ndarray, "rows agents"]
@@ -49,6 +52,9 @@ class ParallelTeams:
     is truncated while others continue counts as terminated. Seed s gives environment i the seed s + i. This
     class has `get_state` and `set_state` if the environments have these methods.
 
+    Action masks in `infos[agent]["action_mask"]`, or in the result of the method `action_masks`, a dict from
+    agents to masks, are added to the observations. A missing mask is NaN.
+
     Raises ValueError if agents differ in their spaces or `num_envs` is less than 1. Raises TeamError, also
     during a run, if an agent appears that `possible_agents` does not name, or if an agent's observation or
     reward is missing or outside its space.
@@ -57,6 +63,8 @@ class ParallelTeams:
     def __init__(self, make_env: Callable[[], ParallelEnv], num_envs: int) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: must be at least 1")
+        self.env_fns = (make_env,)
+        """Function that makes one environment, as in gymnasium's vector environments."""
         self.envs = [make_env() for _ in range(num_envs)]
         self.num_envs = num_envs
         first = self.envs[0]
@@ -73,9 +81,9 @@ class ParallelTeams:
         self.single_action_space = _get_common_space(first, "action_space")
         self._column = {agent: column for column, agent in enumerate(self.possible_agents)}
         self._leaves = _flatten_space(self.single_observation_space)
-        for path, _ in self._leaves.values():
-            if "action_mask" in path:
-                raise TeamError(f"the observation space has the key 'action_mask'. {_NO_MASKS}")
+        # Masks outside the observations are not read if there are masks in the observations.
+        self._observes_masks = any(path[-1:] == (_MASK,) for path, _ in self._leaves.values())
+        self._has_masks, self._has_method = False, callable(getattr(first, "action_masks", None))
         self._discrete = isinstance(self.single_action_space, spaces.Discrete)
         self._agents: list[list[Any]] = [[] for _ in range(num_envs)]
         self._alive = np.zeros((num_envs, len(self.possible_agents)), dtype=np.bool_)
@@ -88,11 +96,14 @@ class ParallelTeams:
     ) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, "rows agents"]]:
         """Reset all environments; return observations and the mask of agents that are alive."""
         observations = self._allocate(self.num_envs)
+        masks = []
         for row, env in enumerate(self.envs):
             obs, infos = env.reset(seed=None if seed is None else seed + row)
-            _check_masks(infos)
             self._set_agents(row, list(env.agents))
             self._write_observations(observations, row, obs, self._agents[row])
+            masks.append(self._read_masks(env, infos))
+        self._has_masks = any(masks)
+        self._write_masks(observations, masks)
         return observations, self._alive.copy()
 
     def step(self, actions: np.ndarray) -> TeamStep:
@@ -102,14 +113,13 @@ class ParallelTeams:
         terminated, cut = np.zeros((2, *self._alive.shape), dtype=np.bool_)
         dones = np.zeros(self.num_envs, dtype=np.bool_)
         finals = []
-        column = self._column
+        column, masks = self._column, []
         # Environments handle Python integers faster than numpy integers.
         choices = actions.tolist() if self._discrete else actions
         for row, (env, acting, row_actions) in enumerate(zip(self.envs, self._agents, choices, strict=True)):
             obs, env_rewards, terminations, truncations, infos = env.step(
                 {name: row_actions[column[name]] for name in acting}
             )
-            _check_masks(infos)
             for name in acting:
                 if name not in env_rewards:
                     raise TeamError(
@@ -137,10 +147,15 @@ class ParallelTeams:
                     observers = [name for name in acting if name in obs or cut[row, column[name]]]
                     self._write_observations(finals[-1], 0, obs, observers)
                     obs, infos = env.reset()
-                    _check_masks(infos)
                     staying = list(env.agents)
                 self._set_agents(row, staying)
             self._write_observations(observations, row, obs, self._agents[row])
+            masks.append(self._read_masks(env, infos))
+        final_observations = {
+            key: np.concatenate([final[key] for final in finals]) if finals else leaf[:0]
+            for key, leaf in observations.items()
+        }
+        self._write_masks(observations, masks)
         return TeamStep(
             observations=observations,
             alive=self._alive.copy(),
@@ -148,10 +163,7 @@ class ParallelTeams:
             terminated=terminated,
             truncated=np.logical_or.reduce(cut, axis=1),
             dones=dones,
-            final_observations={
-                key: np.concatenate([final[key] for final in finals]) if finals else leaf[:0]
-                for key, leaf in observations.items()
-            },
+            final_observations=final_observations,
             final_alive=cut[dones],
             infos={},
         )
@@ -205,6 +217,37 @@ class ParallelTeams:
                     )
                 array[self._column[name]] = value
 
+    def _read_masks(self, env: ParallelEnv, infos: Any) -> dict[Any, Any]:
+        if self._observes_masks:
+            return {}
+        return read_masks(env if self._has_method else None, infos)
+
+    def _write_masks(self, arrays: dict[str, np.ndarray], masks: list[dict[Any, Any]]) -> None:
+        """Add the masks of all environments to the observations, if the environments offer masks."""
+        if not self._has_masks and not any(masks):
+            return
+        space = self.single_action_space
+        if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            raise TeamError(
+                f"action masks of the action space {space} are not supported; use Discrete or MultiDiscrete, "
+                "or remove the masks"
+            )
+        size = int(space.n) if isinstance(space, spaces.Discrete) else int(space.nvec.sum())
+        array = np.full((*self._alive.shape, size), np.nan)
+        for row, by_agent in enumerate(masks):
+            for name in self._agents[row]:
+                mask = by_agent.get(name)
+                if mask is None:
+                    continue
+                if np.shape(mask) != (size,):
+                    raise TeamError(
+                        f"the action mask of {name!r} is {_shorten(mask)}; return {size} booleans, or "
+                        "numbers 0 and 1, in every reset and step"
+                    )
+                array[row, self._column[name]] = mask
+        array[~self._alive] = 1
+        arrays[_MASK] = array
+
     def _get_state(self) -> dict[str, Any]:
         """Return the full state of all environments."""
         return {
@@ -219,14 +262,14 @@ class ParallelTeams:
             self._set_agents(row, list(state["agents"][row]))
 
 
-_NO_MASKS = "Action masks are not supported yet; remove the mask or wrap the environment"
-
-
-def _check_masks(infos: Any) -> None:
-    """Raise TeamError if the info of an agent has an action mask, which policies would ignore."""
-    for name, info in infos.items() if isinstance(infos, Mapping) else ():
-        if isinstance(info, Mapping) and "action_mask" in info:
-            raise TeamError(f"the info of {name!r} has the key 'action_mask'. {_NO_MASKS}")
+def read_masks(env: ParallelEnv | None, infos: Any) -> dict[Any, Any]:
+    """Return the action masks of a team by agent: from `infos`, or else from the method `action_masks`."""
+    by_agent = infos.items() if isinstance(infos, Mapping) else ()
+    masks = {agent: info[_MASK] for agent, info in by_agent if isinstance(info, Mapping) and _MASK in info}
+    if masks or not callable(getattr(env, "action_masks", None)):
+        return masks
+    method: Any = env
+    return dict(method.action_masks())
 
 
 def _get_possible_agents(env: ParallelEnv) -> list[Any]:

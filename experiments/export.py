@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scrubjay.agents.learners import get_learner_name
+from scrubjay.agents.rl.masks.action_masks import MASK
 from scrubjay.agents.rl.model_card import Origin
 from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves, to_tensors
 from scrubjay.agents.rl.policy import Policy
@@ -38,15 +39,20 @@ class PolicyStepModule(nn.Module):
 
     Actions are not yet converted to the action space: they are zero-based indices, or real numbers before
     clipping. The action of a Dict or Tuple space is one vector with the numbers of all parts, in the order of
-    the sorted keys of a Dict. The first axis of every tensor is the batch.
+    the sorted keys of a Dict. The first axis of every tensor is the batch. A policy with action masks outside
+    the observations has a fourth input, `action_mask`: booleans `[batch, actions]`.
     """
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
 
-    def forward(self, observation: Observation, state: State, start: Tensor) -> tuple[Tensor, Tensor, State]:
+    def forward(
+        self, observation: Observation, state: State, start: Tensor, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, State]:
         """Process one observation for every item of the batch."""
+        if action_mask is not None:
+            observation = {**to_leaves(observation), MASK: action_mask}
         step = self.policy.step(observation, state, start, deterministic=True)
         return step.action, step.value, step.state
 
@@ -56,8 +62,9 @@ def export_torch(policy: Policy, out: Path | str) -> float:
 
     The error is the difference between outputs of the program and of the policy.
 
-    To run the program, call `torch.export.load(out).module()(observation, state, start)`. This does not need
-    Scrubjay, unless the memory uses custom kernels. Raises ValueError if the program does not reproduce the
+    To run the program, call `torch.export.load(out).module()(observation, state, start)`, with the masks as a
+    fourth argument if the policy has `action_masks`. This does not need Scrubjay, unless the memory uses
+    custom kernels. Raises ValueError if the program does not reproduce the
     policy.
     """
     module = _on_cpu(policy)
@@ -78,7 +85,8 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
     The error is the difference between outputs of the model and of the policy.
 
     The inputs are the observation (one input per key of a dict), each state tensor, and `start`, which is
-    True for environments that begin an episode. The outputs are the action, the value, and each next state
+    True for environments that begin an episode. A policy with `action_masks` has the masks as its last input.
+    The outputs are the action, the value, and each next state
     tensor. Raises ValueError if onnx and onnxscript are missing, if the memory uses an operation that ONNX
     lacks, or if the file does not reproduce the policy.
     """
@@ -111,8 +119,10 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
 
     names = list(example[1])
 
-    def run(observation: Observation, state: State, start: Tensor) -> tuple[Tensor, Tensor, State]:
-        tensors = [*to_leaves(observation).values(), *state.values(), start]
+    def run(
+        observation: Observation, state: State, start: Tensor, *masks: Tensor
+    ) -> tuple[Tensor, Tensor, State]:
+        tensors = [*to_leaves(observation).values(), *state.values(), start, *masks]
         arrays = [tensor.numpy() for tensor in tensors]
         outputs = session.run(None, dict(zip(session.input_names, arrays, strict=True)))
         action, value, *rest = (torch.from_numpy(np.asarray(output)) for output in outputs)
@@ -189,9 +199,19 @@ def _on_cpu(policy: Policy) -> PolicyStepModule:
     return PolicyStepModule(copy.deepcopy(policy).cpu()).eval()
 
 
-def _example(policy: Policy, batch_size: int = 2, seed: int = 0) -> tuple[Observation, State, Tensor]:
+def _example(policy: Policy, batch_size: int = 2, seed: int = 0) -> tuple[Any, ...]:
     observation = _observations(policy, batch_size, seed)
-    return observation, policy.initial_state(batch_size), torch.zeros(batch_size, dtype=torch.bool)
+    start = torch.zeros(batch_size, dtype=torch.bool)
+    return observation, policy.initial_state(batch_size), start, *_draw_masks(policy, batch_size, seed)
+
+
+def _draw_masks(policy: Policy, batch_size: int, seed: int) -> list[Tensor]:
+    """Return a batch of masks outside the observations, in a list; an empty list without such masks."""
+    if not policy.action_masks:
+        return []
+    leaf = policy.spaces.leaves[MASK]
+    leaf.seed(seed)
+    return [torch.stack([torch.as_tensor(leaf.sample()) > 0 for _ in range(batch_size)])]
 
 
 def _observations(policy: Policy, batch_size: int, seed: int) -> Observation:
@@ -202,10 +222,10 @@ def _observations(policy: Policy, batch_size: int, seed: int) -> Observation:
     return from_leaves(batch)
 
 
-def _any_batch(observation: Observation, state: State, start: Tensor) -> tuple[Any, dict[str, Any], Any]:
+def _any_batch(observation: Observation, state: State, *others: Tensor) -> tuple[Any, ...]:
     batch = {0: torch.export.Dim.DYNAMIC}
     observation_dims = dict.fromkeys(observation, batch) if isinstance(observation, dict) else batch
-    return observation_dims, dict.fromkeys(state, batch), batch
+    return observation_dims, dict.fromkeys(state, batch), *[batch] * len(others)
 
 
 def _largest_error(module: PolicyStepModule, exported_step: Callable[..., Any], description: str) -> float:
@@ -217,9 +237,10 @@ def _largest_error(module: PolicyStepModule, exported_step: Callable[..., Any], 
             observation = _observations(module.policy, batch_size, seed=step)
             start = torch.zeros(batch_size, dtype=torch.bool)
             start[0] = step == _CHECKED_STEPS // 2
+            others = start, *_draw_masks(module.policy, batch_size, seed=step)
             with torch.no_grad():
-                action, value, state = module(observation, state, start)
-                other_action, other_value, other_state = exported_step(observation, other_state, start)
+                action, value, state = module(observation, state, *others)
+                other_action, other_value, other_state = exported_step(observation, other_state, *others)
             pairs = [(action, other_action), (value, other_value)]
             pairs += [(state[key], other_state[key]) for key in state]
             differences += [_difference(*pair) for pair in pairs]

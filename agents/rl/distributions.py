@@ -9,7 +9,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.encoders.observation import linear
@@ -17,8 +17,8 @@ from scrubjay.agents.rl.encoders.observation import linear
 _SMALL = 0.01
 """Gain of the weights of action heads. Small weights make the initial policy nearly uniform, so the first
 updates do not depend on them."""
-_IMPOSSIBLE = -1e9
-"""Logit of padding choices: finite, so that 0 * log 0 is 0 in the entropy and its gradient."""
+IMPOSSIBLE = -1e9
+"""Logit of padding and forbidden choices: finite, so that 0 * log 0 is 0 in the entropy and its gradient."""
 _LOG_STD_BOUNDS = (-5.0, 2.0)
 """Bounds of a log standard deviation that depends on the input, so that densities stay finite."""
 
@@ -98,9 +98,19 @@ class Categorical:
 
     def barrier(self) -> Tensor:
         """Return the divergence KL(uniform, self), which grows without bound as a probability goes to 0."""
-        there = self.log_probs > 0.5 * _IMPOSSIBLE
+        there = self.log_probs > 0.5 * IMPOSSIBLE
         count = there.sum(dim=-1)
         return -torch.where(there, self.log_probs, 0).sum(dim=-1) / count - count.log()
+
+    def restrict(self, mask: Bool[Tensor, "... choices"]) -> Self:
+        """Return the distribution over the choices where `mask` is True; others have the probability 0."""
+
+        def renormalize(log_probs: Tensor) -> Tensor:
+            normalized = log_probs.masked_fill(~mask, IMPOSSIBLE).log_softmax(dim=-1)
+            # Constant, so that divergences and differences of outputs have no rounding errors of this size.
+            return normalized.masked_fill(~mask, IMPOSSIBLE)
+
+        return self._map(renormalize)
 
     def outputs(self) -> Tensor:
         """Return the log-probabilities of all choices."""
@@ -235,6 +245,9 @@ def stack_agents(distributions: Sequence[Distribution]) -> Distribution:
 class CategoricalHead(nn.Module):
     """Action head for Discrete, MultiDiscrete and MultiBinary spaces."""
 
+    impossible: Tensor | None
+    places: Tensor
+
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary, dim: int) -> None:
         super().__init__()
         self.shape = tuple(space.shape or ())
@@ -249,18 +262,32 @@ class CategoricalHead(nn.Module):
         self.choices = (len(sizes), int(sizes.max()))
         self.linear = linear(dim, len(sizes) * int(sizes.max()), _SMALL)
         impossible = np.arange(int(sizes.max())) >= sizes[:, None] if sizes.min() < sizes.max() else None
-        mask = None if impossible is None else torch.as_tensor(impossible)
-        self.register_buffer("impossible", mask, persistent=False)
+        padding = None if impossible is None else torch.as_tensor(impossible)
+        self.register_buffer("impossible", padding, persistent=False)
+        # Index of each logit in an action mask, which has no entries for padding.
+        places = np.minimum((np.cumsum(sizes) - sizes)[:, None] + np.arange(sizes.max()), sizes.sum() - 1)
+        self.register_buffer("places", torch.as_tensor(places.ravel()), persistent=False)
 
-    def forward(self, features: Float[Tensor, "... dim"]) -> Categorical:
-        """Return the distribution over zero-based indices."""
+    def forward(
+        self, features: Float[Tensor, "... dim"], mask: Bool[Tensor, "... actions"] | None = None
+    ) -> Categorical:
+        """Return the distribution over zero-based indices.
+
+        `mask` is True for allowed actions; for a MultiDiscrete space the masks of all parts are concatenated.
+        The other actions have the probability 0 and no gradient.
+        """
         logits = self.linear(features)
         if self.single:
-            return Categorical(logits)
+            return Categorical(logits) if mask is None else Categorical(logits).restrict(mask)
         logits = logits.unflatten(-1, self.choices)
         if self.impossible is not None:
-            logits = logits.masked_fill(self.impossible, _IMPOSSIBLE)
-        return IndependentCategoricals(logits)
+            logits = logits.masked_fill(self.impossible, IMPOSSIBLE)
+        if mask is None:
+            return IndependentCategoricals(logits)
+        by_part = mask.index_select(-1, self.places).unflatten(-1, self.choices)
+        if self.impossible is not None:
+            by_part = by_part & ~self.impossible
+        return IndependentCategoricals(logits).restrict(by_part)
 
     def to_env(self, action: Tensor) -> np.ndarray:
         """Convert sampled indices to the environment's space: add its start value, set shape and dtype."""

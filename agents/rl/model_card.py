@@ -56,6 +56,7 @@ def build_card(kind: str, config: Any, spaces: Spaces, origin: Origin) -> str:
         "agents": spaces.num_agents,
         "observations": _code(spaces.observation),
         "actions": _code(spaces.action),
+        "action masks": _describe_masks(spaces),
         "learner": None if origin.learner is None else _code(origin.learner),
         "steps": None if origin.steps is None else f"{origin.steps:,}",
         "seed": origin.seed,
@@ -70,7 +71,7 @@ def build_card(kind: str, config: Any, spaces: Spaces, origin: Origin) -> str:
         f"# A policy with the memory `{memory}`\n\n"
         f"A `{kind}` of scrubjay (`pip install scrubjay`){where}.\n\n"
         f"| | |\n| --- | --- |\n{table}\n\n"
-        f"## Use\n\n```python\n{_build_snippet(kind, origin)}```\n\n"
+        f"## Use\n\n```python\n{_build_snippet(kind, origin, spaces.action_masks)}```\n\n"
         "Loading runs no code of this folder: `model.safetensors` holds weights, `config.json` values.\n"
     )
 
@@ -111,7 +112,15 @@ def _build_front_matter(kind: str, memory: str, origin: Origin) -> str:
     return f"{data.to_yaml()}\n"
 
 
-def _build_snippet(kind: str, origin: Origin) -> str:
+def _describe_masks(spaces: Spaces) -> str | None:
+    if spaces.masks is None:
+        return None
+    if spaces.masks.in_observation:
+        return f"{_code(spaces.masks.key)} in the observations"
+    return "required: pass `action_mask=info['action_mask']` or `action_mask=env.action_masks()` to `act`"
+
+
+def _build_snippet(kind: str, origin: Origin, action_masks: bool) -> str:
     """Return example code that loads the policy, and runs an episode if the environment is a gymnasium id.
 
     The episode is left out if the environment has wrappers, which may be code of the user.
@@ -123,14 +132,18 @@ def _build_snippet(kind: str, origin: Origin) -> str:
     settings = "".join(
         f", {name}={value!r}" for name, value in origin.settings.items() if name.isidentifier()
     )
+    info, mask = ("_", "") if not action_masks else ("info", ", action_mask=read_mask(env, info)")
+    imports = (
+        "import gymnasium\n" + "from scrubjay.agents.rl.masks.action_masks import read_mask\n" * action_masks
+    )
     return (
-        f"import gymnasium\n{loading}"
+        f"{imports}{loading}"
         f"env = gymnasium.make({environment!r}{settings})\n"
-        "observation, _ = env.reset(seed=0)\n"
+        f"observation, {info} = env.reset(seed=0)\n"
         "state, over, total = None, False, 0.0\n"
         "while not over:\n"
-        "    action, state = policy.act(observation, state)\n"
-        "    observation, reward, terminated, truncated, _ = env.step(action)\n"
+        f"    action, state = policy.act(observation, state{mask})\n"
+        f"    observation, reward, terminated, truncated, {info} = env.step(action)\n"
         "    over, total = terminated or truncated, total + float(reward)\n"
         "print(total)\n"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -60,8 +59,8 @@ def leaf_dtype(space: spaces.Space) -> torch.dtype:
 
 
 def from_leaves(leaves: dict[str, Tensor]) -> Observation:
-    """Convert a dict of leaves to an observation: the tensor under the key "" if present, else the dict."""
-    return leaves.get("", leaves)
+    """Convert a dict of leaves to an observation: the tensor if "" is the only key, else the dict."""
+    return leaves[""] if leaves.keys() == {""} else leaves
 
 
 def to_leaves(observation: Observation) -> dict[str, Tensor]:
@@ -160,33 +159,6 @@ def _allows_all(box: spaces.Box) -> bool:
         limits = np.iinfo(box.low.dtype)
         return bool((box.low == limits.min).all() and (box.high == limits.max).all())
     return not (box.bounded_below.any() or box.bounded_above.any())
-
-
-def check_space_has_no_mask(space: spaces.Space, env: Any = None) -> None:
-    """Raise EnvFaultError if an environment offers an action mask, since policies would ignore it.
-
-    A mask is a key `action_mask` of the observation space, or the method `action_masks` of `env`, which is
-    the interface of sb3-contrib.
-    """
-    if _has_mask(space):
-        raise EnvFaultError(f"the observation space has the key 'action_mask'. {_NO_MASKS}")
-    if isinstance(env, gymnasium.Env) and env.has_wrapper_attr("action_masks"):
-        raise EnvFaultError(f"the environment has the method action_masks. {_NO_MASKS}")
-
-
-def check_info_has_no_mask(infos: Mapping[str, Any]) -> None:
-    """Raise EnvFaultError if `infos` have the key `action_mask`, since policies would ignore the mask."""
-    if "action_mask" in infos:
-        raise EnvFaultError(f"info has the key 'action_mask'. {_NO_MASKS}")
-
-
-_NO_MASKS = "Action masks are not supported yet; remove the mask or wrap the environment"
-
-
-def _has_mask(space: spaces.Space) -> bool:
-    if isinstance(space, spaces.Dict):
-        return "action_mask" in space.spaces or any(map(_has_mask, space.spaces.values()))
-    return isinstance(space, spaces.Tuple) and any(map(_has_mask, space.spaces))
 
 
 def check_rewards(rewards: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from scrubjay.agents.rl.composite import check_deviation, make_action_head, sele
 from scrubjay.agents.rl.distributions import Deviation, Distribution
 from scrubjay.agents.rl.encoders.observation import ImageEncoderType, Pooling, linear
 from scrubjay.agents.rl.learner import SingleProcess
+from scrubjay.agents.rl.masks.action_masks import drop_mask, select_mask
 from scrubjay.agents.rl.normalization import ObservationNormalizer
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.pretrained import PretrainedPolicy
@@ -88,7 +89,7 @@ class PolicyConfig:
             raise TypeError(
                 f"a team of {spaces.num_agents} agents needs a TeamPolicyConfig, not a PolicyConfig"
             )
-        return Policy(spaces.observation, spaces.action, self)
+        return Policy(spaces.observation, spaces.action, self, spaces.action_masks)
 
 
 class PolicyStep(NamedTuple):
@@ -129,8 +130,13 @@ class Policy(Trunk, PretrainedPolicy):
     """Actor-critic policy with any memory, for any supported observation and action spaces.
 
     The policy itself is the trunk of the actor. The critic shares this trunk, unless the config has
-    `separate_critic=True`. Raises TypeError if a space is not supported, and ValueError if there is nothing
-    to normalize.
+    `separate_critic=True`.
+
+    A leaf `action_mask` of the observations is not encoded as a feature: it restricts the actions. With
+    `action_masks=True` the environment offers the masks in its infos or by the method `action_masks`.
+
+    Raises TypeError if a space is not supported, ValueError if there is nothing to normalize, and
+    EnvFaultError if a mask does not match the action space.
     """
 
     config_class = PolicyConfig
@@ -138,22 +144,29 @@ class Policy(Trunk, PretrainedPolicy):
     """Running statistics of observations; None if observations are not normalized."""
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, config: PolicyConfig | None = None
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        config: PolicyConfig | None = None,
+        action_masks: bool = False,
     ) -> None:
         config = config if config is not None else PolicyConfig()
         dim = config.memory.dim
         options = config.memory_with_clock, config.skip, config.pooling, config.images
-        super().__init__(observation_space, *options)
+        masks = Spaces(observation_space, action_space, action_masks=action_masks).masks
+        visible_space = drop_mask(observation_space)
+        super().__init__(visible_space, *options)
         self.config = config
         self.observation_space = observation_space
         self.action_space = action_space
+        self.action_masks, self._masks = action_masks, masks
         self.actor = make_action_head(action_space, dim, config.deviation)
         self.critic = linear(dim, 1, gain=1.0)
-        self.reconstruction = Reconstruction(observation_space, dim) if self.config.reconstruction else None
-        heads = {name: HEADS[name](observation_space, action_space, dim) for name in self.config.auxiliary}
+        self.reconstruction = Reconstruction(visible_space, dim) if self.config.reconstruction else None
+        heads = {name: HEADS[name](visible_space, action_space, dim) for name in self.config.auxiliary}
         self.auxiliary = nn.ModuleDict(heads)
-        self.critic_trunk = Trunk(observation_space, *options) if config.separate_critic else None
-        self.normalizer = ObservationNormalizer(observation_space) if config.normalize_observations else None
+        self.critic_trunk = Trunk(visible_space, *options) if config.separate_critic else None
+        self.normalizer = ObservationNormalizer(visible_space) if config.normalize_observations else None
 
     @property
     def device(self) -> torch.device:
@@ -209,9 +222,11 @@ class Policy(Trunk, PretrainedPolicy):
         own, critics = self.split_state(state)
         features, own = self.step_features(observation, own, start)
         if self.critic_trunk is None:
-            return PolicyStep(*self._select_action(features, features, generator, deterministic), own)
+            return PolicyStep(
+                *self._select_action(features, features, observation, generator, deterministic), own
+            )
         critic_features, critics = self.critic_trunk.step_features(observation, critics, start)
-        output = self._select_action(features, critic_features, generator, deterministic)
+        output = self._select_action(features, critic_features, observation, generator, deterministic)
         return PolicyStep(*output, join_states(own, critics))
 
     @torch.no_grad()
@@ -234,7 +249,7 @@ class Policy(Trunk, PretrainedPolicy):
             critic_features = self.critic_trunk.advance_features(observation, stepper.critic, start)
         else:
             features = critic_features = self.advance_features(observation, stepper, start)
-        return self._select_action(features, critic_features, generator, deterministic)
+        return self._select_action(features, critic_features, observation, generator, deterministic)
 
     @torch.no_grad()
     def value(
@@ -251,6 +266,7 @@ class Policy(Trunk, PretrainedPolicy):
         state: State | None = None,
         start: Any = None,
         deterministic: bool = True,
+        action_mask: Any = None,
     ) -> tuple[Any, State]:
         """Return an action for the environment, and the state to pass with the next observation.
 
@@ -258,12 +274,15 @@ class Policy(Trunk, PretrainedPolicy):
         action is returned as a NumPy scalar, which can be used as an index or as a key of a dict. Actions of
         Dict and Tuple spaces are dicts and tuples, with a batch axis in every part for a batch.
         `state=None` starts an episode in every environment. `start` is True for environments in which an
-        episode starts. Raises ValueError if the observation's shape does not match the space.
+        episode starts. `action_mask` is the mask that the environment offers beside the observation, such as
+        `info["action_mask"]`; a policy that was trained with such masks requires it. Raises ValueError if the
+        observation's shape does not match the space, or on a missing or invalid mask.
         """
         leaves = to_tensors(self.observation_space, observation, self.device)
         batched = is_batched(self.observation_space, leaves)
         if not batched:
             leaves = from_leaves({key: leaf[None] for key, leaf in to_leaves(leaves).items()})
+        leaves = from_leaves(self.spaces.with_mask(to_leaves(leaves), action_mask, batched))
         batch_size = next(iter(to_leaves(leaves).values())).shape[0]
         if state is None:
             state = self.initial_state(batch_size)
@@ -294,7 +313,7 @@ class Policy(Trunk, PretrainedPolicy):
         features, critic_features, _ = self.head_inputs(
             observations, (batch, time), segment.state, segment.starts
         )
-        distribution: Distribution = self.actor(features)
+        distribution = self.distribution(features, segment.observations)
         values = self.critic(critic_features).squeeze(-1)
         if self.reconstruction is None:
             reconstruction_loss = values.new_zeros(())
@@ -322,13 +341,23 @@ class Policy(Trunk, PretrainedPolicy):
         critic_features, critics = self.critic_trunk.segment_features(observations, shape, critics, starts)
         return features, critic_features, join_states(own, critics)
 
+    def distribution(self, features: Float[Tensor, "*leading dim"], observation: Observation) -> Distribution:
+        """Return the action distribution from the input of the heads; the observation may have a mask."""
+        mask = self.select_mask(observation)
+        return self.actor(features) if mask is None else self.actor(features, mask)
+
+    def select_mask(self, observation: Observation) -> Bool[Tensor, "*leading actions"] | None:
+        """Return the action mask among the leaves of an observation; None without masks."""
+        return select_mask(observation, self._masks, self.action_masks)
+
     def _select_action(
         self,
         features: Tensor,
         critic_features: Tensor,
+        observation: Observation,
         generator: torch.Generator | None,
         deterministic: bool,
     ) -> PolicyOutput:
-        distribution = self.actor(features)
+        distribution = self.distribution(features, observation)
         action = distribution.mode() if deterministic else distribution.sample(generator)
         return PolicyOutput(action, distribution.log_prob(action), self.critic(critic_features).squeeze(-1))

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -54,6 +55,13 @@ class PretrainedPolicy(nn.Module):
     action_space: Space
     num_agents: int | None = None
     """Number of agents of a team; None for a single agent."""
+    action_masks: bool = False
+    """True if every action needs a mask outside the observation; see `Spaces.action_masks`."""
+
+    @cached_property
+    def spaces(self) -> Spaces:
+        """Spaces for which the policy was built."""
+        return Spaces(self.observation_space, self.action_space, self.num_agents, self.action_masks)
 
     def save_pretrained(self, directory: Path | str, origin: Origin | None = None) -> None:
         """Write weights (safetensors), config.json and a model card with the details of `origin` to a folder.
@@ -62,7 +70,7 @@ class PretrainedPolicy(nn.Module):
         if a space or the memory cannot be serialized.
         """
         directory, policy_class = Path(directory), type(self).__name__
-        spaces = Spaces(self.observation_space, self.action_space, self.num_agents)
+        spaces = self.spaces
         fields = {
             "library": _LIBRARY,
             "format": FORMAT,

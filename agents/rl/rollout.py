@@ -21,10 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.agents.rl.exits import EXITS, EnvExitError
+from scrubjay.agents.rl.masks.action_masks import MASK, METHOD, refuse_mask
 from scrubjay.agents.rl.observations import (
     check_indices,
-    check_info_has_no_mask,
-    check_space_has_no_mask,
     from_leaves,
     leaf_dtype,
     leaf_spaces,
@@ -32,6 +31,7 @@ from scrubjay.agents.rl.observations import (
 )
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory import State
 
 SUCCESS = ("success", "is_success")
@@ -45,7 +45,8 @@ class ActorInput(NamedTuple):
     """Observations of all environments, on which an actor acts."""
 
     observations: Mapping[str, Any]
-    """Leaves of the observations, `[envs, ...]`, or `[envs, agents, ...]` for teams."""
+    """Leaves of the observations, `[envs, ...]`, or `[envs, agents, ...]` for teams. A mask that the
+    environments offer outside the observations is the leaf `action_mask`."""
     starts: Bool[np.ndarray, " envs"]
     """True for environments at the start of an episode."""
     alive: Bool[np.ndarray, "envs agents"] | None = None
@@ -100,7 +101,7 @@ class Environments(ABC):
     num_agents: int | None = None
     """Number of agents in each environment; None for single agents."""
     leaves: dict[str, spaces.Space]
-    """Leaves of the observation space of one agent."""
+    """Leaves of the observation space of one agent, and of a mask outside of it."""
 
     @abstractmethod
     def reset(self, seed: int | None = None) -> ActorInput:
@@ -116,29 +117,34 @@ class Environments(ABC):
 
 
 class VectorEnvs(Environments):
-    """Environments of a gymnasium vector environment with `AutoresetMode.SAME_STEP`."""
+    """Environments of a gymnasium vector environment with `AutoresetMode.SAME_STEP`.
 
-    def __init__(self, env: VectorEnv) -> None:
+    With `action_masks=True` the environments must offer a mask in every info or by the method `action_masks`.
+    """
+
+    def __init__(self, env: VectorEnv, action_masks: bool = False) -> None:
         self.env = env
         self.num_envs = env.num_envs
-        self.leaves = leaf_spaces(env.single_observation_space)
-        check_space_has_no_mask(env.single_observation_space, next(iter(getattr(env, "envs", ())), None))
+        spaces = Spaces(env.single_observation_space, env.single_action_space, action_masks=action_masks)
+        self.leaves, self._masks = spaces.leaves, spaces.masks
+        self._observation_leaves = leaf_spaces(env.single_observation_space)
+        self._time = 0
 
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
         try:
             observation, infos = self.env.reset(seed=seed)
         except EXITS as error:
             raise EnvExitError.from_error(error) from error
-        check_info_has_no_mask(infos)
-        return ActorInput(self._leaves_of(observation), np.ones(self.num_envs, dtype=np.bool_))
+        self._time = 0
+        return ActorInput(self._leaves_of(observation, infos), np.ones(self.num_envs, dtype=np.bool_))
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
         try:
             observation, rewards, terminated, truncated, infos = self.env.step(actions)
         except EXITS as error:
             raise EnvExitError.from_error(error) from error
-        check_info_has_no_mask(infos)
-        leaves = self._leaves_of(observation)
+        self._time += 1
+        leaves = self._leaves_of(observation, infos)
         terminated, truncated = np.asarray(terminated, np.bool_), np.asarray(truncated, np.bool_)
         following = ActorInput(leaves, terminated | truncated)
         return EnvStep(
@@ -148,10 +154,29 @@ class VectorEnvs(Environments):
     def close(self) -> None:  # noqa: D102
         self.env.close()
 
-    def _leaves_of(self, observation: Any) -> dict[str, Any]:
+    def _leaves_of(self, observation: Any, infos: Mapping[str, Any]) -> dict[str, Any]:
         leaves = leaf_values(observation)
-        check_indices(self.leaves, leaves)
+        check_indices(self._observation_leaves, leaves)
+        if self._masks is not None:
+            masks = leaves[self._masks.key] if self._masks.in_observation else self._read_masks(infos)
+            masks = self._masks.check(masks, f"step {self._time}")
+            return leaves if self._masks.in_observation else {**leaves, MASK: masks}
+        refuse_mask(infos, self._time)
         return leaves
+
+    def _read_masks(self, infos: Mapping[str, Any]) -> Any:
+        """Return one mask per environment; a missing mask is None."""
+        if MASK in infos:
+            has_mask = infos.get(f"_{MASK}", np.ones(self.num_envs, dtype=np.bool_))
+            return (
+                infos[MASK]
+                if has_mask.all()
+                else [mask if has else None for mask, has in zip(infos[MASK], has_mask, strict=True)]
+            )
+        try:
+            return self.env.call(METHOD)  # type: ignore[attr-defined]
+        except AttributeError:
+            return [None] * self.num_envs
 
     def _final(self, infos: dict[str, Any], rows: Int[np.ndarray, " ended"]) -> ActorInput:
         if "final_obs" not in infos:
@@ -162,7 +187,8 @@ class VectorEnvs(Environments):
         final = infos["final_obs"]
         if isinstance(final, np.ndarray) and final.dtype == object:
             by_row = [leaf_values(final[row]) for row in rows]
-            leaves = {key: np.stack([np.asarray(row[key]) for row in by_row]) for key in self.leaves}
+            keys = self._observation_leaves
+            leaves = {key: np.stack([np.asarray(row[key]) for row in by_row]) for key in keys}
         else:
             leaves = {key: leaf[rows] for key, leaf in leaf_values(final).items()}
         return ActorInput(leaves, np.zeros(len(rows), dtype=np.bool_))
@@ -192,17 +218,19 @@ def rollout(envs: Environments, actor: Actor, inputs: ActorInput) -> Iterator[Ro
 
 
 class InputTensors:
-    """Conversion of an actor's inputs to tensors on `device`."""
+    """Conversion of an actor's inputs, whose observations have `leaves`, to tensors on `device`."""
 
-    def __init__(self, space: spaces.Space, device: torch.device) -> None:
+    def __init__(self, leaves: Mapping[str, spaces.Space], device: torch.device) -> None:
         self._device = device
-        self._dtypes = {key: leaf_dtype(leaf) for key, leaf in leaf_spaces(space).items()}
+        self._dtypes = {key: leaf_dtype(leaf) for key, leaf in leaves.items()}
 
     def observation(self, inputs: ActorInput) -> Observation:
         """Return the observations."""
-        leaves = inputs.observations
+        leaves, dtypes = inputs.observations, self._dtypes
+        if MASK in dtypes and MASK not in leaves:  # no action follows a final observation
+            dtypes = {key: dtype for key, dtype in dtypes.items() if key != MASK}
         return from_leaves(
-            {key: torch.as_tensor(leaves[key]).to(self._device, dtype) for key, dtype in self._dtypes.items()}
+            {key: torch.as_tensor(leaves[key]).to(self._device, dtype) for key, dtype in dtypes.items()}
         )
 
     def start(self, inputs: ActorInput) -> Bool[Tensor, " envs"] | None:
@@ -225,7 +253,7 @@ class PolicyActor:
         deterministic: bool = False,
     ) -> None:
         self.policy, self._generator, self._deterministic = policy, generator, deterministic
-        self._tensors = InputTensors(policy.observation_space, policy.device)
+        self._tensors = InputTensors(policy.spaces.leaves, policy.device)
         self._stepper = None if state is None else policy.stepper(state)
 
     def act(self, inputs: ActorInput) -> Choice:

@@ -266,7 +266,7 @@ class Sampler(BaseSampler):
                 "autoreset_mode='SameStep'). For all others use gymnasium.make_vec(..., "
                 "vectorization_mode='sync', vector_kwargs={'autoreset_mode': 'SameStep'})"
             )
-        super().__init__(env, VectorEnvs(env), policy, segment_length, seed)
+        super().__init__(env, VectorEnvs(env, policy.action_masks), policy, segment_length, seed)
 
     @property
     def restores_env(self) -> bool:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.spaces import Space
+from torch import Tensor
+
+from scrubjay.agents.rl.masks.action_masks import MASK, ActionMasks
+from scrubjay.agents.rl.masks.detection import keep_random_states, offers_masks
+from scrubjay.agents.rl.observations import leaf_spaces
 
 _MAX_NUMBERS = 2**24
 """Maximum numbers in one observation or action, which set the width of a policy's first and last layers."""
@@ -32,16 +39,69 @@ class Spaces:
     action: Space
     num_agents: int | None = None
     """Number of agents of a team; None for a single agent."""
+    action_masks: bool = False
+    """True if the environment offers action masks outside its observations: in `info["action_mask"]` or by
+    the method `action_masks`. A mask in the observations is a part of their space."""
 
     @classmethod
     def from_env(cls, envs: Any) -> Self:
-        """Return the spaces of a gymnasium vector environment or of a `TeamEnv`."""
+        """Return the spaces of a gymnasium vector environment or of a `TeamEnv`.
+
+        If `envs` has `env_fns`, as gymnasium's vector environments have, one more environment is made and
+        reset to find out about action masks.
+        """
         agents = getattr(envs, "possible_agents", None)
         return cls(
             envs.single_observation_space,
             envs.single_action_space,
             None if agents is None else len(agents),
+            _offers_masks(envs),
         )
+
+    @cached_property
+    def masks(self) -> ActionMasks | None:
+        """Action masks, in or outside the observations; None without masks.
+
+        Raises EnvFaultError if a mask does not match the action space.
+        """
+        return ActionMasks.find(self.observation, self.action, self.action_masks)
+
+    @property
+    def leaves(self) -> dict[str, Space]:
+        """Leaves of the observations in a rollout: those of the space, and a mask outside of it."""
+        leaves = leaf_spaces(self.observation)
+        return (
+            leaves if self.masks is None or self.masks.in_observation else {**leaves, MASK: self.masks.leaf}
+        )
+
+    def with_mask(
+        self, leaves: dict[str, Tensor], action_mask: Any, batched: bool, alive: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return a batch of observations with the valid mask `action_mask`, if it is not None.
+
+        `batched` is True if the mask has the axis of the batch. Agents that are not `alive` need no mask.
+        Raises ValueError if a mask is missing or superfluous, and EnvFaultError if it is invalid.
+        """
+        masks, living = self.masks, None if alive is None else alive.cpu().numpy()
+        if masks is not None and masks.in_observation:
+            if action_mask is not None:
+                raise ValueError(
+                    f"action_mask is set, but the observation has the mask {masks.key!r}; omit it"
+                )
+            masks.check(leaves[masks.key].cpu().numpy(), "act", living)
+            return leaves
+        if action_mask is None:
+            if self.action_masks:
+                raise ValueError(
+                    "action_mask is missing; this policy was trained with action masks: pass "
+                    "action_mask=info['action_mask'], or action_mask=env.action_masks()"
+                )
+            return leaves
+        masks = masks or ActionMasks.find(self.observation, self.action, outside=True)
+        assert masks is not None
+        array = masks.check(action_mask if batched else [action_mask], "act", living)
+        device = next(iter(leaves.values())).device
+        return {**leaves, MASK: torch.as_tensor(array, device=device)}
 
     def find_mismatch(self, other: Spaces) -> str | None:
         """Describe why a policy for these spaces cannot act in an environment with the spaces `other`.
@@ -57,6 +117,9 @@ class Spaces:
         ):
             if _layer_signature(ours) != _layer_signature(theirs):
                 return f"the policy's {what} space is {ours!s:.200}, the environment's {theirs!s:.200}"
+        if self.action_masks != other.action_masks:
+            policy, env = ("uses", "offers none") if self.action_masks else ("ignores", "offers them")
+            return f"the policy {policy} action masks from infos or a method, and the environment {env}"
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +128,7 @@ class Spaces:
             "observation": _space_to_dict(self.observation),
             "action": _space_to_dict(self.action),
             "num_agents": self.num_agents,
+            **({"action_masks": True} if self.action_masks else {}),
         }
 
     @classmethod
@@ -79,11 +143,24 @@ class Spaces:
                 _Reader().read(fields["observation"]),
                 _Reader().read(fields["action"]),
                 None if num_agents is None else _parse_int(num_agents, 1, _MAX_AGENTS),
+                _parse_flag(fields.get("action_masks", False)),
             )
         except KeyError as error:
             raise ValueError(f"invalid spaces: the field {error} is missing") from error
         except _READ_ERRORS as error:
             raise ValueError("invalid spaces: a field has a wrong type") from error
+
+
+def _offers_masks(envs: Any) -> bool:
+    make_envs = getattr(envs, "env_fns", ())
+    if not make_envs:
+        return False
+    with keep_random_states():
+        env = make_envs[0]()
+        try:
+            return offers_masks(env)
+        finally:
+            env.close()
 
 
 def _layer_signature(space: Space) -> Any:
@@ -231,6 +308,12 @@ def _parse_dtype(name: Any, kinds: str) -> np.dtype:
     if dtype is None or dtype.kind not in kinds or dtype.name != name:
         raise ValueError(f"dtype={name!r:.40}: expected the dtype of a number, such as float32")
     return dtype
+
+
+def _parse_flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"action_masks={value!r:.40}: expected true or false")
+    return value
 
 
 def _parse_key(value: Any) -> str | int:

@@ -33,6 +33,8 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
     segment instead. `SegmentPPO` also samples several times faster, since RLlib samples step by step through
     Python connectors.
 
+    An action mask must be the leaf `action_mask` of the observations, since RLlib's env runners drop infos.
+
     Raises TypeError if `policy` is not a `PolicyConfig`, or if the policy or RLlib does not support a space.
 
     Example:
@@ -54,7 +56,8 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         features, critic_features, state = self._apply_memory(batch)
-        inputs = self.policy.actor(features).outputs()
+        observations = to_tensors(self.observation_space, batch[Columns.OBS], self.policy.device)
+        inputs = self.policy.distribution(features, observations).outputs()
         out = {Columns.ACTION_DIST_INPUTS: inputs, Columns.EMBEDDINGS: critic_features}
         return {**out, Columns.STATE_OUT: state} if state else out
 

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamActor, TeamPolicy
@@ -22,7 +21,7 @@ def separate(policy: TeamPolicy) -> TeamPolicy:
     if not policy.config.shared and not policy.config.joint:
         return copy.deepcopy(policy)
     config = dataclasses.replace(policy.config, shared=False, joint=False)
-    apart = config.build(Spaces(policy.observation_space, policy.action_space, policy.num_agents))
+    apart = config.build(policy.spaces)
     apart.critic.load_state_dict(policy.critic.state_dict())
     if policy.normalizer is not None and apart.normalizer is not None:
         apart.normalizer.load_state_dict(policy.normalizer.state_dict())

@@ -13,8 +13,10 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 
 from scrubjay.agents.rl.exits import EXITS, EnvExitError
+from scrubjay.agents.rl.masks.action_masks import refuse_mask
 from scrubjay.agents.rl.observations import check_indices, leaf_spaces
 from scrubjay.agents.rl.rollout import ActorInput, Environments, EnvStep
+from scrubjay.agents.rl.spaces import Spaces
 
 
 class TeamStep(Protocol):
@@ -109,19 +111,27 @@ class TeamEnv(Protocol):
 
 
 class TeamEnvs(Environments):
-    """Environments of a vectorized team environment."""
+    """Environments of a vectorized team environment.
 
-    def __init__(self, env: TeamEnv) -> None:
+    With `action_masks=True` the observations of `env` must have the leaf `action_mask` besides those of their
+    space.
+    """
+
+    def __init__(self, env: TeamEnv, action_masks: bool = False) -> None:
         self.env = env
         self.num_envs, self.num_agents = env.num_envs, len(env.possible_agents)
-        self.leaves = leaf_spaces(env.single_observation_space)
+        spaces = Spaces(env.single_observation_space, env.single_action_space, self.num_agents, action_masks)
+        self.leaves, self._masks = spaces.leaves, spaces.masks
+        self._observation_leaves = leaf_spaces(env.single_observation_space)
+        self._time = 0
 
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
         try:
             observations, alive = self.env.reset(seed=seed)
         except EXITS as error:
             raise EnvExitError.from_error(error) from error
-        check_indices(self.leaves, observations)
+        self._time = 0
+        self._check(observations, alive)
         starts = np.ones(self.num_envs, dtype=np.bool_)
         return ActorInput(observations, starts, np.array(alive, dtype=np.bool_))
 
@@ -130,7 +140,8 @@ class TeamEnvs(Environments):
             step = self.env.step(actions)
         except EXITS as error:
             raise EnvExitError.from_error(error) from error
-        check_indices(self.leaves, step.observations)
+        self._time += 1
+        self._check(step.observations, step.alive)
 
         def final(rows: np.ndarray) -> ActorInput:
             # Final observations only have the environments whose episodes ended.
@@ -143,3 +154,12 @@ class TeamEnvs(Environments):
 
     def close(self) -> None:  # noqa: D102
         self.env.close()
+
+    def _check(self, observations: Mapping[str, np.ndarray], alive: Bool[np.ndarray, "rows agents"]) -> None:
+        check_indices(self._observation_leaves, observations)
+        if self._masks is None:
+            refuse_mask(observations, self._time)
+        else:
+            missing = np.full((*alive.shape, self._masks.num_actions), np.nan)
+            masks = observations.get(self._masks.key, missing)
+            self._masks.check(masks, f"step {self._time}", np.asarray(alive))

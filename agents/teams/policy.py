@@ -21,6 +21,7 @@ from scrubjay.agents.rl.distributions import (
     stack_agents,
 )
 from scrubjay.agents.rl.learner import SingleProcess
+from scrubjay.agents.rl.masks.action_masks import drop_mask, select_mask
 from scrubjay.agents.rl.normalization import ObservationNormalizer
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.pretrained import PretrainedPolicy
@@ -76,7 +77,7 @@ class TeamPolicyConfig:
         """Return a new policy. Raises TypeError if a space is not supported or `num_agents` is None."""
         if spaces.num_agents is None:
             raise TypeError("a single agent needs a PolicyConfig, not a TeamPolicyConfig")
-        return TeamPolicy(spaces.observation, spaces.action, spaces.num_agents, self)
+        return TeamPolicy(spaces.observation, spaces.action, spaces.num_agents, self, spaces.action_masks)
 
 
 class TeamPolicyStep(NamedTuple):
@@ -114,16 +115,32 @@ class TeamActor(nn.Module):
             make_action_head(action_space, config.memory.dim, config.deviation) for _ in range(heads)
         )
 
-    def own_distribution(self, features: Float[Tensor, "*leading dim"], agent: int) -> Distribution:
-        """Return the action distribution of `agent` from its features."""
-        return self.heads[agent if len(self.heads) > 1 else 0](features)
+    def own_distribution(
+        self,
+        features: Float[Tensor, "*leading dim"],
+        agent: int,
+        mask: Bool[Tensor, "*leading actions"] | None = None,
+    ) -> Distribution:
+        """Return the action distribution of `agent` from its features and its action mask."""
+        head = self.heads[agent if len(self.heads) > 1 else 0]
+        return head(features) if mask is None else head(features, mask)
 
-    def joint_distribution(self, features: Float[Tensor, "*leading dim"]) -> Distribution:
+    def joint_distribution(
+        self,
+        features: Float[Tensor, "*leading dim"],
+        masks: Bool[Tensor, "*leading agents actions"] | None = None,
+    ) -> Distribution:
         """Return one agent's prediction of the actions of all agents, from the features of this agent.
 
-        The leading axes of the returned distribution are `[*leading, agents]`.
+        The leading axes of the returned distribution are `[*leading, agents]`. `masks` are the action masks
+        of all agents.
         """
-        return stack_agents([head(features) for head in self.heads])
+        return stack_agents(
+            [
+                self.own_distribution(features, agent, None if masks is None else masks[..., agent, :])
+                for agent in range(len(self.heads))
+            ]
+        )
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         """Convert sampled actions to the environment's action space."""
@@ -140,7 +157,7 @@ class TeamPolicy(PretrainedPolicy):
 
     Memory states are `[rows, agents, ...]`: each agent has one state for the actor and one for the critic.
     Agents that are not alive have no influence on other agents. Outputs for agents that are not alive are
-    finite, but have no meaning.
+    finite, but have no meaning. Action masks are used as in `Policy`; each agent has its own mask.
     """
 
     config_class = TeamPolicyConfig
@@ -154,6 +171,7 @@ class TeamPolicy(PretrainedPolicy):
         action_space: spaces.Space,
         num_agents: int,
         config: TeamPolicyConfig | None = None,
+        action_masks: bool = False,
     ) -> None:
         super().__init__()
         if num_agents < 1:
@@ -163,6 +181,9 @@ class TeamPolicy(PretrainedPolicy):
         self.action_space = action_space
         self.num_agents = num_agents
         self.normalizer = ObservationNormalizer(observation_space) if config.normalize_observations else None
+        self.action_masks = action_masks
+        self._masks = self.spaces.masks
+        observation_space = drop_mask(observation_space)
         heads, identities = num_agents if config.joint else 1, num_agents if config.identity else None
         self.actors = nn.ModuleList(
             TeamActor(observation_space, action_space, config, heads, identities)
@@ -265,11 +286,12 @@ class TeamPolicy(PretrainedPolicy):
         the start of the segment.
         """
         leaves, living = self._prepare(segment.observations, segment.alive)
+        masks = select_mask(segment.observations, self._masks, self.action_masks)
         state = detach_state(select_part(segment.state, prefix=_ACTOR))
         if self.config.shared:
             (actor,) = self._actors
             features, _ = actor.network(leaves, living, state, segment.starts)
-            team_distribution = actor.own_distribution(features, 0)
+            team_distribution = actor.own_distribution(features, 0, masks)
             return team_distribution if agent is None else team_distribution.agent(agent)
 
         def compute_features(one: int) -> Tensor:
@@ -279,13 +301,16 @@ class TeamPolicy(PretrainedPolicy):
 
         if agent is None:
             return stack_agents(
-                [actor.own_distribution(compute_features(one), one) for one, actor in enumerate(self._actors)]
+                [
+                    actor.own_distribution(compute_features(one), one, _select_agent_mask(masks, one))
+                    for one, actor in enumerate(self._actors)
+                ]
             )
         actor = self._actors[agent]
         return (
-            actor.joint_distribution(compute_features(agent))
+            actor.joint_distribution(compute_features(agent), masks)
             if self.config.joint
-            else actor.own_distribution(compute_features(agent), agent)
+            else actor.own_distribution(compute_features(agent), agent, _select_agent_mask(masks, agent))
         )
 
     def values(self, segment: TeamSegment) -> Float[Tensor, "batch time agents"]:
@@ -302,18 +327,28 @@ class TeamPolicy(PretrainedPolicy):
         state: State | None = None,
         start: Any = None,
         deterministic: bool = True,
+        action_mask: Any = None,
     ) -> tuple[np.ndarray, State]:
         """Return actions for the environment, and the state to pass with the next observations.
 
         Accepts arrays of one team, with `alive` of shape `[agents]`, or arrays of a batch of teams, with
-        `alive` of shape `[rows, agents]`. `state=None` starts an episode in every environment. `start` is
-        True for environments in which an episode starts.
+        `alive` of shape `[rows, agents]`. Raises ValueError on a missing or invalid mask of a living agent.
+
+        Args:
+            observation: Observations of all agents.
+            alive: True for agents that act.
+            state: Memory states; None starts an episode in every environment.
+            start: True for environments in which an episode starts; None for no environment.
+            deterministic: Take the most likely actions instead of samples.
+            action_mask: Masks that the environment offers beside the observations, `[agents, actions]` or
+                `[rows, agents, actions]`; a policy that was trained with such masks requires them.
         """
         alive = torch.as_tensor(alive, dtype=torch.bool, device=self.device)
         leaves = to_leaves(to_tensors(self.observation_space, observation, self.device))
         single = alive.ndim == 1
         if single:
             alive, leaves = alive[None], {key: leaf[None] for key, leaf in leaves.items()}
+        leaves = self.spaces.with_mask(leaves, action_mask, not single, alive)
         if state is None:
             state = self.initial_state(len(alive))
         if start is not None:
@@ -350,16 +385,17 @@ class TeamPolicy(PretrainedPolicy):
     ) -> tuple[Distribution, State]:
         """Return the action distribution and the next states of all actors."""
         state = select_part(state, prefix=_ACTOR)
+        masks = select_mask(leaves, self._masks, self.action_masks)
         if self.config.shared:
             (actor,) = self._actors
             features, state = actor.network.step(leaves, alive, state, start, None, traces)
-            return actor.own_distribution(features, 0), state
+            return actor.own_distribution(features, 0, masks), state
         distributions, states = [], []
         for agent, actor in enumerate(self._actors):
             features, after = actor.network.step(
                 leaves, alive, _select_agent_state(state, agent), start, agent, traces
             )
-            distributions.append(actor.own_distribution(features, agent))
+            distributions.append(actor.own_distribution(features, agent, _select_agent_mask(masks, agent)))
             states.append(after)
         return stack_agents(distributions), _stack_states(states)
 
@@ -382,6 +418,10 @@ def _mask_observations(observation: Observation, alive: Tensor) -> tuple[dict[st
         else leaf
         for key, leaf in leaves.items()
     }, alive
+
+
+def _select_agent_mask(masks: Tensor | None, agent: int) -> Tensor | None:
+    return None if masks is None else masks[..., agent, :]
 
 
 def _select_agent_state(state: State, agent: int) -> State:

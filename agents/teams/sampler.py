@@ -42,7 +42,7 @@ class TeamPolicyActor:
         self.policy, self._state = policy, state
         self._generator, self._deterministic = generator, deterministic
         self._estimates_values = estimates_values
-        self._inputs = InputTensors(policy.observation_space, policy.device)
+        self._inputs = InputTensors(policy.spaces.leaves, policy.device)
 
     def act(self, inputs: ActorInput) -> Choice:
         """Choose actions and advance the memory states; the output is a `TeamPolicyStep`."""
@@ -91,7 +91,7 @@ class TeamSampler(BaseSampler):
             )
         # A critic without memory needs no stepping: values of the whole segment are computed at once.
         self._defers_values = not policy.critic_remembers
-        super().__init__(env, TeamEnvs(env), policy, segment_length, seed)
+        super().__init__(env, TeamEnvs(env, policy.action_masks), policy, segment_length, seed)
 
     @property
     def restores_env(self) -> bool:

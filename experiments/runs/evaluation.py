@@ -32,6 +32,7 @@ from scrubjay.agents.rl.rollout import (
     VectorEnvs,
     rollout,
 )
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnvs
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.sampler import TeamPolicyActor
@@ -165,7 +166,7 @@ def evaluate(
         ValueError: if `episodes` is less than 1 or no episode ended.
     """
     shares = split_episodes(episodes)
-    envs = _NamedEnvs(env.make_batch(len(shares)), env.id)
+    envs = _NamedEnvs(env.make_batch(len(shares)), env.id, policy.action_masks)
     actor = PolicyActor(policy, deterministic=deterministic)
     with _in_eval_mode(policy):
         by_env = _play(envs, actor, shares, seed, max_steps, on_step)
@@ -212,8 +213,9 @@ def evaluate_team(
     shares = split_episodes(episodes)
     env = env_config.make_batch(len(shares))
     actor = build_team_actor(player, env, deterministic)
+    spaces = player.spaces if isinstance(player, TeamPolicy) else Spaces.from_env(env)
     with exit_errors(env_config.id), _in_eval_mode(player):
-        by_env = _play(TeamEnvs(env), actor, shares, seed, max_steps, on_step)
+        by_env = _play(TeamEnvs(env, spaces.action_masks), actor, shares, seed, max_steps, on_step)
     if any(len(own) < share for own, share in zip(by_env, shares, strict=True)):
         raise ValueError(f"{env_config.id}: an episode did not end within {max_steps:,} steps (max_steps)")
     all_episodes: list[Any] = list(itertools.chain.from_iterable(by_env))
@@ -277,8 +279,8 @@ def _in_eval_mode(player: object) -> Iterator[None]:
 class _NamedEnvs(VectorEnvs):
     """Vector environment whose errors name the environment."""
 
-    def __init__(self, env: Any, name: str) -> None:
-        super().__init__(env)
+    def __init__(self, env: Any, name: str, action_masks: bool) -> None:
+        super().__init__(env, action_masks)
         self._name = name
 
     def reset(self, seed: int | None = None) -> ActorInput:

@@ -15,7 +15,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.policy import Policy
-from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments import progress
 from scrubjay.experiments.cli.arguments import OWN_MODULE_HINT
@@ -369,8 +368,7 @@ class Run:
         Raises the errors of `policy`, and ValueError if the spaces of `env` are not those of the policy.
         """
         policy, env_spaces = self.policy, env.spaces()
-        policy_spaces = Spaces(policy.observation_space, policy.action_space)
-        if (misfit := policy_spaces.find_mismatch(env_spaces)) is not None:
+        if (misfit := policy.spaces.find_mismatch(env_spaces)) is not None:
             raise ValueError(f"the policy of {self.path} does not match the environment {env.id!r}: {misfit}")
         return policy
 

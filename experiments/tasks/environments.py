@@ -20,6 +20,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from scrubjay.agents.rl.masks.detection import offers_masks
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
 from scrubjay.envs.previous_step import Input, PreviousStep, PreviousSteps
@@ -148,8 +149,8 @@ class EnvConfig:
 
     def facts(self) -> EnvFacts:
         """Return the environment's properties that a run stores."""
-        with self.make() as env:
-            spaces = Spaces(env.observation_space, env.action_space)
+        with self.make() as env, environment_errors(self.id):
+            spaces = Spaces(env.observation_space, env.action_space, action_masks=offers_masks(env))
             if self.wrappers:  # a wrapper may show more, such as the steps before
                 return EnvFacts(spaces)
             return EnvFacts(spaces, getattr(env.unwrapped, "success_without_memory", None))

@@ -17,13 +17,12 @@ from gymnasium.vector import VectorEnv
 from pettingzoo import AECEnv, ParallelEnv
 
 from scrubjay.agents.rl.exits import EXITS, EnvExitError, describe_exit
+from scrubjay.agents.rl.masks.action_masks import ActionMasks, read_mask, refuse_mask, sample_action
 from scrubjay.agents.rl.observations import (
     EnvFaultError,
     check_finite,
-    check_info_has_no_mask,
     check_observation,
     check_rewards,
-    check_space_has_no_mask,
     leaf_spaces,
     leaf_values,
 )
@@ -33,10 +32,6 @@ from scrubjay.experiments.cli.failures import FailedError
 def check_single(env: Any, name: str) -> gymnasium.Env[Any, Any]:
     """Return `env` if it is a single-agent environment; raise ValueError otherwise."""
     if isinstance(env, gymnasium.Env):
-        try:
-            check_space_has_no_mask(env.observation_space, env)
-        except EnvFaultError as error:
-            raise EnvFaultError(f"environment {str(name)!r}: {error}") from error
         return env
     if isinstance(env, ParallelEnv):
         reason = f"it returned a PettingZoo ParallelEnv, a team: use scrubjay train team --env {name}"
@@ -167,23 +162,28 @@ class ExitGuard(gymnasium.Wrapper[Any, Any, Any, Any]):
 def try_out(env: gymnasium.Env[Any, Any]) -> None:
     """Take some random steps. Raises EnvFaultError if the environment violates gymnasium's API."""
     env.action_space.seed(0)
-    over = True
+    over, masks, mask = True, None, None
     for time in range(_TRIAL_STEPS):
         if over:
-            observation, infos = _check_result(
-                "reset", env.reset(seed=None if time else 0), "observation, info"
-            )
-            check_info_has_no_mask(infos)
-            _check_observation(env, observation)
+            result = _check_result("reset", env.reset(seed=None if time else 0), "observation, info")
+            _check_observation(env, result[0])
+            if not time:
+                masks = ActionMasks.find(
+                    env.observation_space, env.action_space, read_mask(env, result[1]) is not None
+                )
+            mask = None if masks is None else masks.read(env, result[0], result[1], time)
         result = _check_result(
             "step",
-            env.step(env.action_space.sample()),
+            env.step(sample_action(env.action_space, mask)),
             "observation, reward, terminated, truncated, info",
         )
-        check_info_has_no_mask(result[-1])
         _check_observation(env, result[0])
         _check_reward(result[1])
         over = bool(result[2] or result[3])
+        if masks is None:
+            refuse_mask(result[-1], time + 1)
+        elif not over:
+            mask = masks.read(env, result[0], result[-1], time + 1)
 
 
 def _check_result(method: str, result: Any, expected: str) -> tuple[Any, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -12,8 +13,10 @@ import gymnasium
 import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
+from scrubjay.agents.rl.masks.action_masks import sample_action
+from scrubjay.agents.rl.rollout import ActorInput
 from scrubjay.agents.rl.spaces import Spaces
-from scrubjay.agents.teams.env import TeamEnv
+from scrubjay.agents.teams.env import TeamEnv, TeamEnvs
 from scrubjay.envs.teams import ParallelTeams
 from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.tasks.environments import (
@@ -88,17 +91,12 @@ class TeamEnvConfig:
         teams = self.make_batch(min(self.num_envs, 2))  # two, since all teams must have the same spaces
         space = teams.single_action_space
         space.seed(0)
-        try:
-            with exit_errors(self.id):
-                _, alive = teams.reset(seed=0)
-                for _ in range(_TRIAL_STEPS):
-                    teams.step(np.array([[space.sample() for _ in row] for row in alive]))
-        except ImportError as error:
-            raise ValueError(describe_import_error(self.id, error)) from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"environment {self.id!r}: {error}") from error
-        finally:
-            teams.close()
+        with contextlib.closing(teams), self._errors():
+            spaces = Spaces.from_env(teams)
+            envs = TeamEnvs(teams, spaces.action_masks)
+            inputs = envs.reset(seed=0)
+            for _ in range(_TRIAL_STEPS):
+                inputs = envs.step(_sample_actions(spaces, inputs)).following
 
     def as_untrusted(self) -> Self:
         """Return a copy of this config with the id marked as untrusted, for configs that are read from files.
@@ -119,11 +117,19 @@ class TeamEnvConfig:
 
     def spaces(self) -> Spaces:
         """Return the spaces of a team."""
-        env = self.make_batch(1)
-        try:
+        with contextlib.closing(self.make_batch(1)) as env, self._errors():
             return Spaces.from_env(env)
-        finally:
-            env.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise ValueError with the id of the environment on a fault of its code in the `with` block."""
+        try:
+            with exit_errors(self.id):
+                yield
+        except ImportError as error:
+            raise ValueError(describe_import_error(self.id, error)) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"environment {self.id!r}: {error}") from error
 
     def _call(self, name: str, **kwargs: Any) -> Any:
         function = load_callable(name)
@@ -142,6 +148,21 @@ class TeamEnvConfig:
             raise ValueError(f"environment {self.id!r}: {' '.join(str(error).split())}") from error
         except SETTING_ERRORS as error:
             raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
+
+
+def _sample_actions(spaces: Spaces, inputs: ActorInput) -> np.ndarray:
+    """Return random actions of all agents, which are allowed for living agents."""
+    assert inputs.alive is not None
+    masks = None if spaces.masks is None else inputs.observations[spaces.masks.key] > 0
+    return np.array(
+        [
+            [
+                sample_action(spaces.action, masks[row, agent] if masks is not None and is_alive else None)
+                for agent, is_alive in enumerate(living)
+            ]
+            for row, living in enumerate(inputs.alive)
+        ]
+    )
 
 
 def returns_team(name: str, kwargs: Mapping[str, KwargValue]) -> bool:

@@ -22,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scrubjay.agents.rl.composite import Composite, split_actions
-from scrubjay.agents.rl.distributions import Categorical, Distribution
+from scrubjay.agents.rl.distributions import IMPOSSIBLE, Categorical, Distribution
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.trunk import Trunk
 
@@ -39,6 +39,7 @@ def recall_density(
     encodings: Float[Tensor, "time dim"],
     skip_features: Float[Tensor, "time dim"] | None,
     actions: Tensor,
+    masks: Bool[Tensor, "time actions"] | None = None,
     on_step: Callable[[int], None] = lambda step: None,
     trunk: Trunk | None = None,
     names: Sequence[str] = ("action", "value"),
@@ -53,6 +54,7 @@ def recall_density(
         encodings: Encoder output of each observation.
         skip_features: Output of `trunk.view` per observation; None without a skip connection.
         actions: Actions as sampled by the policy, `[time, ...]`.
+        masks: Action masks; None if all actions are allowed.
         on_step: Callback with the number of steps done.
         trunk: Trunk whose output the heads receive: `policy.critic_trunk` for the value of a policy that has
             one; None for `policy`.
@@ -62,6 +64,10 @@ def recall_density(
     density = {name: torch.zeros(time, time) for name in names}
     differences = [part - part.mean(dim=0) for part in (encodings, skip_features) if part is not None]
     spread = [part.T @ part / len(part) for part in differences]
+
+    def restrict(features: Tensor, part: slice) -> Distribution:
+        return policy.actor(features) if masks is None else policy.actor(features, masks[part])
+
     for first in range(0, time, _AT_ONCE):
         last = min(first + _AT_ONCE, time)
         # Batch rows are independent, so the gradient of their sum contains the gradient of each row.
@@ -74,7 +80,9 @@ def recall_density(
             features = features if view is None else features + view
             numbers = {}
             if "action" in names:
-                numbers["action"] = _action_scores(policy.actor(features), actions[first:last])
+                numbers["action"] = _action_scores(
+                    restrict(features, slice(first, last)), actions[first:last]
+                )
             if "value" in names:
                 numbers["value"] = policy.critic(features).squeeze(-1)
         for name, number in numbers.items():
@@ -98,9 +106,9 @@ def _gradient_size(
 def _action_scores(distribution: Distribution, actions: Tensor) -> Float[Tensor, " time"]:
     """Return a differentiable score of each action.
 
-    The score of a discrete action is its logit minus the mean of all logits. The score of a continuous action
-    is the sum of the means of its distribution. The score of a Dict or Tuple action is the sum over its
-    parts.
+    The score of a discrete action is its logit minus the mean of the logits of all allowed actions. The score
+    of a continuous action is the sum of the means of its distribution. The score of a Dict or Tuple action is
+    the sum over its parts.
     """
     if isinstance(distribution, Composite):
         pairs = zip(distribution.parts, split_actions(distribution.leaves, actions), strict=True)
@@ -108,5 +116,10 @@ def _action_scores(distribution: Distribution, actions: Tensor) -> Float[Tensor,
     if not isinstance(distribution, Categorical):
         return distribution.mode().flatten(1).sum(dim=1)
     # The gradient of a probability near 1 vanishes; centered logits avoid the softmax normalization.
-    logits = distribution.log_probs - distribution.log_probs.mean(dim=-1, keepdim=True)
+    log_probs = distribution.log_probs
+    is_possible = log_probs > 0.5 * IMPOSSIBLE
+    mean = torch.where(is_possible, log_probs, 0).sum(dim=-1, keepdim=True) / is_possible.sum(
+        dim=-1, keepdim=True
+    )
+    logits = log_probs - mean
     return logits.gather(-1, actions.unsqueeze(-1)).flatten(1).sum(dim=1)

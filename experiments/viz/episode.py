@@ -75,7 +75,7 @@ class _Tracer:
     def __init__(self, policy: Any, envs: OneEnv | OneTeam, has_pictures: bool) -> None:
         self.policy, self.envs, self._has_pictures = policy, envs, has_pictures
         self._state = policy.initial_state(1)
-        self._tensors = InputTensors(policy.observation_space, policy.device)
+        self._tensors = InputTensors(policy.spaces.leaves, policy.device)
         self.picture_store = PictureStore()
         self.steps: list[Step] = []
         self.tracks: dict[str, dict[int, float]] = {}
@@ -127,6 +127,7 @@ class _PolicyTracer(_Tracer):
         trunk = policy.critic_trunk
         self._critic = None if trunk is None else _TrunkTracer(trunk, critic)
         self.actions: list[Tensor] = []
+        self.masks: list[Tensor] = []
 
     @torch.no_grad()
     def act(self, inputs: ActorInput) -> Choice:
@@ -135,8 +136,10 @@ class _PolicyTracer(_Tracer):
         batch = policy.normalize(self._tensors.observation(inputs))
         features = self._actor.step(batch)
         memory_trace = self._actor.recall
-        distribution = policy.actor(features)
+        distribution = policy.distribution(features, batch)
         action = distribution.mode()
+        if (mask := policy.select_mask(batch)) is not None:
+            self.masks.append(mask[0])
         self.actions.append(action[0])
         actions = policy.env_actions(action)
         critic_features = features if self._critic is None else self._critic.step(batch)
@@ -172,6 +175,7 @@ class _PolicyTracer(_Tracer):
                 torch.stack(part.encodings),
                 torch.stack(part.skip_features) if part.skip_features else None,
                 torch.stack(self.actions),
+                torch.stack(self.masks) if self.masks else None,
                 # The gradient of a step passes through all steps before it, so work grows with the square.
                 lambda done, before=index * total: on_step(before + done * done // total, len(parts) * total),
                 part.trunk,

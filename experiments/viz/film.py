@@ -14,6 +14,7 @@ import numpy as np
 from pettingzoo import ParallelEnv
 from PIL import Image
 
+from scrubjay.agents.rl.masks.action_masks import is_mask, sample_action
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.rollout import ActorInput, Choice, PolicyActor
 from scrubjay.agents.teams.policy import TeamPolicy
@@ -44,7 +45,7 @@ def play(
     """
     envs = OneEnv(env_config.make(render_mode="rgb_array"), env_config.id)
     try:
-        actor = _RandomActor(envs.env, seed) if policy is None else PolicyActor(policy, deterministic=True)
+        actor = _RandomActor(envs, seed) if policy is None else PolicyActor(policy, deterministic=True)
         inputs, total = envs.reset(seed), 0.0
         frames = [render_frame(envs.env, env_config.id)]
         for step in envs.play(actor, inputs, max_steps):
@@ -57,14 +58,16 @@ def play(
 
 
 class _RandomActor:
-    """Actor that samples the action space of one environment."""
+    """Actor that samples allowed actions of one environment."""
 
-    def __init__(self, env: Any, seed: int) -> None:
-        self._space = env.action_space
+    def __init__(self, envs: OneEnv, seed: int) -> None:
+        self._envs, self._space = envs, envs.env.action_space
         self._space.seed(seed)
 
     def act(self, inputs: ActorInput) -> Choice:
-        return Choice([self._space.sample()])
+        masks = self._envs.masks
+        mask = None if masks is None else inputs.observations[masks.key][0] > 0
+        return Choice([sample_action(self._space, mask)])
 
 
 def check_film(out: Path, max_steps: int) -> None:
@@ -330,6 +333,13 @@ def _build_random_rule(seed: int) -> Rule:
         if start.any():
             for number, agent in enumerate(env.possible_agents):
                 env.action_space(agent).seed(seed + number)
-        return np.stack([[env.action_space(agent).sample() for agent in env.possible_agents]])
+        masks = next((leaf[0] > 0 for key, leaf in observations.items() if is_mask(key)), None)
+        actions = [
+            sample_action(
+                env.action_space(agent), masks[number] if masks is not None and alive[0, number] else None
+            )
+            for number, agent in enumerate(env.possible_agents)
+        ]
+        return np.stack([actions])
 
     return act

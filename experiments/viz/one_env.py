@@ -14,14 +14,14 @@ import numpy as np
 from pettingzoo import ParallelEnv
 
 from scrubjay.agents.rl.composite import select_row
+from scrubjay.agents.rl.masks.action_masks import MASK, ActionMasks, read_mask, refuse_mask
 from scrubjay.agents.rl.observations import (
-    check_info_has_no_mask,
     check_observation,
-    check_space_has_no_mask,
     leaf_spaces,
     leaf_values,
 )
 from scrubjay.agents.rl.rollout import Actor, ActorInput, Environments, EnvStep, RolloutStep, rollout
+from scrubjay.envs.teams import read_masks
 from scrubjay.experiments.tasks.faults import environment_errors
 
 
@@ -58,26 +58,33 @@ class OneEnv(_OneEnvironment):
 
     def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
         self.env, self._name = env, name
+        self.masks: ActionMasks | None = None
+        """Action masks of the environment, after the first reset."""
+        self._time = 0
 
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
-        self.is_over = False
+        self.is_over, self._time = False, 0
         with environment_errors(self._name):
             self.observation, info = self.env.reset(seed=seed)
-            check_info_has_no_mask(info)
-            return self._inputs()
+            is_outside = read_mask(self.env, info) is not None
+            self.masks = ActionMasks.find(self.env.observation_space, self.env.action_space, is_outside)
+            return self._inputs(info)
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
         with environment_errors(self._name):
             self.observation, reward, terminated, truncated, info = self.env.step(select_row(actions, 0))
-            check_info_has_no_mask(info)
-            following = self._inputs()
-        self.is_over = bool(terminated or truncated)
+            self.is_over, self._time = bool(terminated or truncated), self._time + 1
+            following = self._inputs(info)
         ends = np.array([[bool(terminated)], [bool(truncated)]])
         return EnvStep(following, np.array([float(reward)]), ends[0], ends[1], info, lambda _: following)
 
-    def _inputs(self) -> ActorInput:
+    def _inputs(self, info: Mapping[str, Any]) -> ActorInput:
         check_observation(self.env.observation_space, self.observation)
         leaves = {key: np.asarray(leaf)[None] for key, leaf in leaf_values(self.observation).items()}
+        if self.masks is None:
+            refuse_mask(info, self._time)
+        elif not self.is_over:  # no action follows a final observation
+            leaves[self.masks.key] = self.masks.read(self.env, self.observation, info, self._time)[None]
         return ActorInput(leaves, np.zeros(1, dtype=np.bool_))
 
 
@@ -91,23 +98,25 @@ class OneTeam(_OneEnvironment):
         self.env, self._name = env, name
         self.agents = list(env.possible_agents)
         self.num_agents = len(self.agents)
-        space = env.observation_space(self.agents[0])
-        with environment_errors(name):
-            check_space_has_no_mask(space)
-        self.leaves = leaf_spaces(space)
+        self._spaces = env.observation_space(self.agents[0]), env.action_space(self.agents[0])
+        self.leaves = leaf_spaces(self._spaces[0])
+        self.masks: ActionMasks | None = None
+        """Action masks of the agents, after the first reset."""
+        self._time = 0
 
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
+        self._time = 0
         with environment_errors(self._name):
             self.observation, infos = self.env.reset(seed=seed)
-            _check_masks(infos)
-            return self._inputs(start=True)
+            self.masks = ActionMasks.find(*self._spaces, outside=bool(read_masks(self.env, infos)))
+            return self._inputs(infos)
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
         acting = self.living(actions[0])
         with environment_errors(self._name):
             self.observation, self.rewards, terminations, truncations, infos = self.env.step(acting)
-            _check_masks(infos)
-            following = self._inputs(start=False)
+            self._time += 1
+            following = self._inputs(infos)
         rewards = np.array([[float(self.rewards.get(agent, 0)) for agent in self.agents]])
         terminated = np.array([[bool(terminations.get(agent)) for agent in self.agents]])
         truncated = np.array([any(truncations.values())])
@@ -118,7 +127,7 @@ class OneTeam(_OneEnvironment):
         present = self.env.agents
         return {name: value for name, value in zip(self.agents, values, strict=True) if name in present}
 
-    def _inputs(self, start: bool) -> ActorInput:
+    def _inputs(self, infos: Mapping[str, Any]) -> ActorInput:
         """Return the observations of all agents; the entries of agents that have left are zero."""
         batch = {
             key: np.zeros((1, len(self.agents), *(leaf.shape or ())), dtype=leaf.dtype)
@@ -130,11 +139,12 @@ class OneTeam(_OneEnvironment):
                     batch[key][0, column] = value
         alive = np.array([[agent in self.env.agents for agent in self.agents]])
         self.is_over = not self.env.agents
-        return ActorInput(batch, np.array([start]), alive)
-
-
-def _check_masks(infos: Any) -> None:
-    """Raise EnvFaultError if the info of an agent has an action mask, which policies would ignore."""
-    for info in infos.values() if isinstance(infos, Mapping) else ():
-        if isinstance(info, Mapping):
-            check_info_has_no_mask(info)
+        if self.masks is None:
+            refuse_mask(read_masks(self.env, infos) and {MASK: infos}, self._time)
+        else:
+            if not self.masks.in_observation:
+                by_agent = read_masks(self.env, infos)
+                missing = [np.nan] * self.masks.num_actions
+                batch[MASK] = np.array([[by_agent.get(agent, missing) for agent in self.agents]])
+            self.masks.check(batch[self.masks.key], f"step {self._time}", alive)
+        return ActorInput(batch, np.array([self._time == 0]), alive)

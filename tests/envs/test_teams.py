@@ -174,31 +174,43 @@ def test_a_terminated_agent_needs_no_last_observation() -> None:
 
 
 class MaskedTeam(ChangingTeam):
-    """Team that offers an action mask in the infos of step `when`."""
+    """Team with an action mask in the infos of one agent, from step `when` on."""
 
     when = 0
+
+    def action_space(self, agent: str) -> spaces.Space:
+        return spaces.Discrete(3)
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         return super().reset(seed)[0], self._offer()
 
     def step(self, actions: dict[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
+        actions = {name: np.full(2, action) for name, action in actions.items()}
         return *super().step(actions)[:4], self._offer()
 
     def _offer(self) -> dict[str, Any]:
-        return {"x": {"action_mask": np.ones(2)}} if self.time == self.when else {"x": {}}
+        return {"x": {"action_mask": np.array([0, self.time, 1])}} if self.time >= self.when else {"x": {}}
 
 
-def test_action_masks_are_refused(monkeypatch):
-    message = "Action masks are not supported yet; remove the mask or wrap the environment"
-    masks = spaces.Dict({"seen": spaces.Discrete(2), "action_mask": spaces.MultiBinary(2)})
-    team = ChangingTeam()
-    monkeypatch.setattr(team, "observation_space", lambda agent: masks)
-    with pytest.raises(TeamError, match=f"the observation space has the key 'action_mask'. {message}"):
-        ParallelTeams(lambda: team, 1)
+@pytest.mark.parametrize("when", [0, 1])
+def test_masks_of_infos_stand_beside_the_observations(monkeypatch, when):
+    monkeypatch.setattr(MaskedTeam, "when", when)
     teams = ParallelTeams(MaskedTeam, 2)
-    with pytest.raises(TeamError, match=f"the info of 'x' has the key 'action_mask'. {message}"):
-        teams.reset(seed=0)
-    monkeypatch.setattr(MaskedTeam, "when", 1)
-    teams.reset(seed=0)
-    with pytest.raises(TeamError, match=message):
-        teams.step(np.zeros((2, 2, 2)))
+    observations, alive = teams.reset(seed=0)
+    assert ("action_mask" in observations) == (when == 0)
+    assert alive.tolist() == [[True, False]] * 2
+    if not when:  # an agent that does not act may do anything
+        assert observations["action_mask"].tolist() == [[[0, 0, 1], [1, 1, 1]]] * 2
+    step = teams.step(np.zeros((2, 2), np.int64))
+    expected = np.array([[[0, 1, 1], [np.nan] * 3]] * 2)  # the mask of the second agent is missing
+    assert step.alive.all()
+    np.testing.assert_array_equal(step.observations["action_mask"], expected)
+    assert "action_mask" not in step.final_observations
+
+
+def test_masks_need_a_finite_number_of_actions(monkeypatch):
+    monkeypatch.setattr(MaskedTeam, "action_space", ChangingTeam.action_space)
+    with pytest.raises(
+        TeamError, match=r"action masks of the action space Box.* are not supported; use Discrete"
+    ):
+        ParallelTeams(MaskedTeam, 2).reset(seed=0)

@@ -11,6 +11,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.rllib.runner import SegmentRunner
+from scrubjay.experiments import EnvConfig
 
 from .configs import ppo_config, team_config
 
@@ -23,11 +24,20 @@ pytestmark = pytest.mark.requires("mpe2")
         ppo_config(),
         ppo_config("hcam"),
         ppo_config(separate_critic=True, normalize_observations=True),
+        ppo_config().segments(envs=EnvConfig("Taxi-v3").make_batch),
         team_config(),
         team_config(shared=False),
         team_config("clip"),
     ],
-    ids=["ppo", "ppo-in-place", "ppo-separate-normalized", "gamatr", "gamatr-separate", "gamatr-clip"],
+    ids=[
+        "ppo",
+        "ppo-in-place",
+        "ppo-separate-normalized",
+        "ppo-masks",
+        "gamatr",
+        "gamatr-separate",
+        "gamatr-clip",
+    ],
 )
 def test_rllibs_learner_makes_the_update_that_ours_makes(config, assert_equal):
     """Metrics, weights and learner states are equal bit for bit, with pickled configs and segments."""

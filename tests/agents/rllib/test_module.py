@@ -74,6 +74,28 @@ def test_a_module_that_remembers_nothing_has_no_time_axis():
 
 
 @pytest.mark.parametrize("memory", ["gru", "none"])
+def test_a_mask_in_the_observations_restricts_rllibs_actions(memory):
+    space = spaces.Dict({"observation": BOX, "action_mask": spaces.MultiBinary(4)})
+    torch.manual_seed(0)
+    one = MemoryModule(
+        observation_space=space,
+        action_space=spaces.Discrete(4),
+        model_config={"policy": PolicyConfig(memory=make_config(memory, dim=16)), "max_seq_len": 8},
+    )
+    shape = (2, 5) if memory == "gru" else (10,)
+    mask = torch.tensor([1, 0, 0, 1]).expand(*shape, 4)
+    batch = {Columns.OBS: {"observation": torch.rand(*shape, 3), "action_mask": mask}}
+    if memory == "gru":
+        initial_state = one.get_initial_state().items()
+        batch[Columns.STATE_IN] = {
+            name: torch.as_tensor(value).expand(2, -1) for name, value in initial_state
+        }
+    probabilities = one.forward_train(batch)[Columns.ACTION_DIST_INPUTS].softmax(-1)
+    assert (probabilities[..., [1, 2]] == 0).all()
+    assert (probabilities[..., [0, 3]] > 0).all()
+
+
+@pytest.mark.parametrize("memory", ["gru", "none"])
 def test_what_is_seen_reaches_the_heads_beside_memory(memory):
     torch.manual_seed(0)
     config = PolicyConfig(memory=make_config(memory, dim=16), skip=True)

@@ -150,7 +150,7 @@ def test_a_policy_begins_anew_where_an_episode_does():
 
     class Remembering:
         device = torch.device("cpu")
-        observation_space = Box(0, 1, (1,))
+        spaces = Spaces(Box(0, 1, (1,)), Box(0, 1, (1,)), 2)
         env_actions = staticmethod(lambda action: action)
 
         def initial_state(self, rows):

@@ -47,47 +47,88 @@ def test_agents_that_left_have_zeros_and_do_not_act():
 
 
 class Masked:
-    """Environment or team with an action mask in an info: at the reset, or at the second step."""
+    """Environment or team with an action mask in its infos, in the steps `when`."""
 
-    def __init__(self, env: Any, is_team: bool, when: int) -> None:
-        self.env, self.is_team, self.when, self.steps = env, is_team, when, 0
+    def __init__(self, env: Any, is_team: bool, when: Any, mask: Any = (0, 1)) -> None:
+        self.env, self.is_team, self.when, self.steps, self.mask = env, is_team, when, 0, mask
 
     def __getattr__(self, name):
         return getattr(self.env, name)
 
-    def mask(self):
-        if self.steps != self.when:
+    def offer(self):
+        if self.steps not in self.when:
             return {}
-        return {"b": {"action_mask": [1, 0]}} if self.is_team else {"action_mask": [1, 0]}
+        info = {"action_mask": np.array(self.mask)}
+        return dict.fromkeys(self.env.agents, info) if self.is_team else info
 
     def reset(self, *, seed=None, options=None):
-        return self.env.reset(seed=seed)[0], self.mask()
+        return self.env.reset(seed=seed)[0], self.offer()
 
     def step(self, action):
         self.steps += 1
-        return *self.env.step(action)[:4], self.mask()
+        return *self.env.step(action)[:4], self.offer()
 
 
-@pytest.mark.parametrize("when", [0, 2])
-@pytest.mark.parametrize("is_team", [False, True])
-def test_action_masks_are_refused_as_in_training(is_team, when):
-    """A film or page would show forbidden actions."""
+def play_masked(is_team, when, mask=None):
     if is_team:
-        team: Any = Masked(Relay(), True, when)
+        team: Any = Masked(Relay(), True, when, mask or [0, 1, 1, 0, 0])
         envs, actor = OneTeam(team, "own:Env"), Counting(np.array([[1, 2]]))
     else:
-        env: Any = Masked(gymnasium.make("CartPole-v1"), False, when)
+        env: Any = Masked(gymnasium.make("CartPole-v1"), False, when, mask or [0, 1])
         envs, actor = OneEnv(env, "own:Env"), Counting([1])
-    with pytest.raises(EnvFaultError, match="environment 'own:Env': info has the key 'action_mask'"):
-        list(envs.play(actor, envs.reset(seed=3), max_steps=50))
+    for _ in envs.play(actor, envs.reset(seed=3), max_steps=4):
+        pass
+    return [inputs.observations.get("action_mask") for inputs in actor.inputs]
 
 
-def test_a_team_with_action_masks_in_its_observations_is_refused():
+@pytest.mark.parametrize("is_team", [False, True])
+def test_masks_of_infos_are_inputs_of_the_actor(is_team):
+    masks = play_masked(is_team, range(9))
+    expected = [[[0, 1, 1, 0, 0], [0, 1, 1, 0, 0]]] if is_team else [[0, 1]]
+    assert [mask.tolist() for mask in masks[:2]] == [expected] * 2
+    assert len(masks) == 4
+    assert all(
+        (mask[:, 0] if is_team else mask).tolist() == [expected[0][0] if is_team else expected[0]]
+        for mask in masks
+    )
+    assert play_masked(is_team, []) == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("when", "mask", "message"),
+    [
+        ([2], None, "step 2: info has the key 'action_mask'"),
+        ([0], None, "environment 0, step 1: the action mask.* is missing"),
+        ([0, 1], [0, 0], "environment 0, step 0: the action mask allows no action"),
+        (
+            [0, 1],
+            [0, 1, 0],
+            r"environment 0, step 0: the action mask has the shape \(3,\); return 2 booleans",
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_team", [False, True])
+def test_invalid_masks_are_refused_as_in_training(is_team, when, mask, message):
+    """A film or page would show forbidden actions."""
+    if is_team and mask is not None:
+        mask, message = [0] * 5, "environment 0, step 0: the action mask of agent 0 allows no action"
+    with pytest.raises(EnvFaultError, match=f"environment 'own:Env': {message}"):
+        play_masked(is_team, when, mask)
+
+
+def test_a_team_with_masks_in_its_observations_hands_them_to_the_actor():
     class Board(Relay):
         def observation_space(self, agent):
-            return spaces.Dict(
-                {"board": super().observation_space(agent), "action_mask": spaces.MultiBinary(2)}
-            )
+            board = super().observation_space(agent)
+            return spaces.Dict({"observation": board, "action_mask": spaces.MultiBinary(5)})
 
-    with pytest.raises(EnvFaultError, match="environment 'own:Board': the observation space has the key"):
-        OneTeam(Board(), "own:Board")
+        def _see(self):
+            return {
+                agent: {"observation": board, "action_mask": np.eye(5, dtype=np.int8)[1]}
+                for agent, board in super()._see().items()
+            }
+
+    envs = OneTeam(Board(), "own:Board")
+    inputs = envs.reset(seed=0)
+    assert envs.masks is not None
+    assert inputs.observations["action_mask"].tolist() == [np.eye(5)[[1, 1]].tolist()]

@@ -1,0 +1,1 @@
+"""Action masks: their validity, and how an environment is asked for them."""

@@ -1,0 +1,51 @@
+"""Detection of environments that offer action masks outside their observations."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from scrubjay.agents.rl.masks.action_masks import MASK, ActionMasks, has_method
+
+
+def offers_masks(env: Any) -> bool:
+    """Return True if an environment offers masks in its infos or by a method.
+
+    `env` is a gymnasium environment or a PettingZoo `ParallelEnv`. It is reset if this is needed to see the
+    infos. The global random generators keep their states. Raises EnvFaultError if its action space has no
+    masks or if a mask in the observations has the wrong shape.
+    """
+    agents = list(getattr(env, "possible_agents", ()))
+    if agents:
+        observation, action = env.observation_space(agents[0]), env.action_space(agents[0])
+    else:
+        observation, action = env.observation_space, env.action_space
+    if ActionMasks.find(observation, action) is not None:
+        return False
+    if has_method(env):
+        return ActionMasks.find(observation, action, outside=True) is not None
+    if not isinstance(action, (spaces.Discrete, spaces.MultiDiscrete)):
+        return False
+    with keep_random_states():
+        result = env.reset(seed=0)
+    infos = result[-1] if isinstance(result, tuple) else None
+    all_infos = infos.values() if agents and isinstance(infos, Mapping) else [infos]
+    return any(isinstance(info, Mapping) and MASK in info for info in all_infos)
+
+
+@contextlib.contextmanager
+def keep_random_states() -> Iterator[None]:
+    """Restore the states of the global random generators of random, numpy and torch after the block."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
