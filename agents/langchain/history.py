@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import AIMessage, BaseMessage, message_to_dict, messages_from_dict
@@ -20,6 +21,7 @@ from scrubjay.agents.language.provenance import (
 )
 from scrubjay.agents.language.text import describe_content, truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
+from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.record import Draft, join_namespace
 
 _THREAD_CONDITION = "namespace = ? AND thread = ?"
@@ -97,7 +99,7 @@ class BankChatMessageHistory(BaseChatMessageHistory):
             ).fetchall()
             if rows:
                 self._last_number = rows[-1][0]
-                messages = messages_from_dict([json.loads(text) for _, text in rows])
+                messages = [_decode_message(number, text) for number, text in rows]
                 if self._bank.foreign:
                     messages = [mark(message, True) for message in messages]
                 self._cached_messages = self._cached_messages + messages
@@ -125,6 +127,8 @@ class BankChatMessageHistory(BaseChatMessageHistory):
                 self._thread_key,
             ).fetchall()
             for (record,) in rows:
+                if not isinstance(record, str):
+                    raise UnreadableError("a message refers to a record without a valid id")
                 self._bank.forget(record)
             connection.execute(f"DELETE FROM messages WHERE {_THREAD_CONDITION}", self._thread_key)
         self._bank.store.erase_traces()
@@ -138,15 +142,17 @@ class BankChatMessageHistory(BaseChatMessageHistory):
             return True
         with self._bank.store.reading() as connection:
             rows = connection.execute(
-                "SELECT trust, CASE WHEN trust IS NULL THEN message END FROM messages "
+                "SELECT messages.number, trust, CASE WHEN trust IS NULL THEN message END FROM messages "
                 "LEFT JOIN records ON records.id = messages.record "
                 "WHERE messages.namespace = ? AND messages.thread = ? ORDER BY messages.number DESC",
                 self._thread_key,
             )
-            for trust, text in rows:
+            for number, trust, text in rows:
                 if trust == "agent":
                     return False
-                if trust == "tool" or (text and self._is_untrusted(*messages_from_dict([json.loads(text)]))):
+                if trust not in (None, "user"):
+                    return True
+                if trust is None and self._is_untrusted(_decode_message(number, text)):
                     return True
         return False
 
@@ -181,6 +187,15 @@ def _role(message: BaseMessage) -> str | None:
 
 def _has_text(message: BaseMessage) -> bool:
     return _role(message) is not None and bool(describe_content(message, _PROMPTS).strip())
+
+
+def _decode_message(number: int, text: Any) -> BaseMessage:
+    """Return a stored message. Raises UnreadableError if the column has another form."""
+    try:
+        (message,) = messages_from_dict([json.loads(text)])
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise UnreadableError(f"message {number} of a thread is damaged") from error
+    return message
 
 
 def _encode_message(message: BaseMessage) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -423,13 +424,35 @@ def _prepend(memories: str, message: BaseMessage) -> str | list[Any]:
 
 def _mark_messages(result: Any, trusted: bool) -> Any:
     """Return a tool's message or command with marks; a remote agent may have forged those of its messages."""
-    if isinstance(result, Command) and isinstance(result.update, dict) and "messages" in result.update:
-        messages = [_mark_messages(one, trusted) for one in convert_to_messages(result.update["messages"])]
-        return replace(result, update={**result.update, "messages": messages})
+    if isinstance(result, Command):
+        return replace(result, update=_mark_update(result.update, trusted))
     if isinstance(result, ToolMessage):
         flags = {**result.additional_kwargs, _TRUSTED: trusted}
         return result.model_copy(update={"additional_kwargs": flags})
     return mark(result, True) if isinstance(result, BaseMessage) and not trusted else result
+
+
+def _mark_update(update: Any, trusted: bool) -> Any:
+    """Return a command's update with marked messages; it is a dictionary, pairs, messages or an object."""
+    if isinstance(update, dict):
+        return dict(_mark_pair(pair, trusted) for pair in update.items())
+    if isinstance(update, list | tuple):
+        return [
+            _mark_pair(one, trusted) if isinstance(one, tuple) else _mark_messages(one, trusted)
+            for one in update
+        ]
+    if hasattr(update, "messages"):
+        update = copy.copy(update)
+        object.__setattr__(update, "messages", _mark_pair(("messages", update.messages), trusted)[1])
+    return update
+
+
+def _mark_pair(pair: tuple[Any, ...], trusted: bool) -> tuple[Any, ...]:
+    """Return a channel's name and value; messages, or a single message, get marks."""
+    if len(pair) != 2 or pair[0] != "messages":
+        return pair
+    messages = pair[1] if isinstance(pair[1], list | tuple) else [pair[1]]
+    return "messages", [_mark_messages(one, trusted) for one in convert_to_messages(messages)]
 
 
 def _is_trusted_result(message: ToolMessage) -> bool:

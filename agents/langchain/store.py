@@ -38,6 +38,7 @@ from langgraph.store.base import (
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import is_tainted, truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
+from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.record import MAX_COUNT, check_count, check_text, join_namespace, split_namespace
 
 _COLUMNS = "namespace, key, value, created, updated"
@@ -148,7 +149,7 @@ class BankStore(BaseStore):
                 f"SELECT {_COLUMNS} FROM items WHERE namespace = ? AND key = ? AND {_ALIVE}",
                 (*_key(op), self._clock()),
             ).fetchall()
-        return [Item(**_fields(row)) for row in rows]
+            return [Item(**_fields(row)) for row in rows]
 
     def _search(self, op: SearchOp) -> list[SearchItem]:
         if op.query and op.query.strip():
@@ -161,7 +162,7 @@ class BankStore(BaseStore):
                 "DESC " + ("LIMIT ? OFFSET ?" if page else ""),
                 [*values, self._clock(), *page],
             ).fetchall()
-        items = [SearchItem(**_fields(row)) for row in rows]
+            items = [SearchItem(**_fields(row)) for row in rows]
         if not op.filter:
             return items
         return [item for item in items if matches_filter(item.value, op.filter)][
@@ -197,7 +198,7 @@ class BankStore(BaseStore):
             rows = connection.execute(
                 f"SELECT DISTINCT namespace FROM items WHERE {_ALIVE}", (self._clock(),)
             ).fetchall()
-        spaces = [split_namespace(joined_namespace) for (joined_namespace,) in rows]
+            spaces = [_labels(joined_namespace) for (joined_namespace,) in rows]
         matching = {
             space[: op.max_depth]
             for space in spaces
@@ -264,7 +265,9 @@ class BankStore(BaseStore):
         row = connection.execute(
             "SELECT records FROM items WHERE namespace = ? AND key = ?", _key(op)
         ).fetchone()
-        for record in json.loads(row[0]) if row else ():
+        for record in _parse(row[0], list, "list of records") if row else ():
+            if not isinstance(record, str):
+                raise UnreadableError(f"the item {op.key!r:.80} refers to a record without a valid id")
             self._bank.forget(record)
 
     def _sweep(self, connection: sqlite3.Connection) -> int:
@@ -272,7 +275,7 @@ class BankStore(BaseStore):
             "SELECT namespace, key FROM items WHERE expires <= ?", (self._clock(),)
         ).fetchall()
         for joined_namespace, key in rows:
-            op = PutOp(split_namespace(joined_namespace), key, None)
+            op = PutOp(_labels(joined_namespace), key, None)
             self._drop_records(connection, op)
             _delete(connection, op)
         return len(rows)
@@ -332,12 +335,36 @@ def _prefix_condition(prefix: tuple[str, ...]) -> tuple[str, list[str]]:
 def _fields(row: tuple) -> dict[str, Any]:
     namespace, key, value, created_at, updated_at = row
     return {
-        "namespace": split_namespace(namespace),
+        "namespace": _labels(namespace),
         "key": key,
-        "value": json.loads(value),
-        "created_at": datetime.fromtimestamp(created_at, UTC),
-        "updated_at": datetime.fromtimestamp(updated_at, UTC),
+        "value": _parse(value, dict, "value"),
+        "created_at": _parse_time(created_at),
+        "updated_at": _parse_time(updated_at),
     }
+
+
+def _labels(joined_namespace: Any) -> tuple[str, ...]:
+    if not isinstance(joined_namespace, str):
+        raise UnreadableError("an item has no valid namespace")
+    return split_namespace(joined_namespace)
+
+
+def _parse(text: Any, kind: type, label: str) -> Any:
+    """Return the JSON value of a column. Raises UnreadableError if it is none of this type."""
+    try:
+        value = json.loads(text)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise UnreadableError(f"the {label} of an item is damaged") from error
+    if not isinstance(value, kind):
+        raise UnreadableError(f"the {label} of an item has the type {type(value).__name__}")
+    return value
+
+
+def _parse_time(seconds: Any) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OSError, OverflowError, TypeError, ValueError) as error:
+        raise UnreadableError(f"the time of an item is damaged: {seconds!r:.40}") from error
 
 
 def _matches_condition(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:

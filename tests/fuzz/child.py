@@ -363,8 +363,10 @@ class _Auditor:
             is_local = not isinstance(address, tuple) or str(address[0]) in ("127.0.0.1", "::1", "localhost")
             return None if is_local else f"connect {address}"
         if event == "ctypes.dlopen":
-            name = os.path.realpath(str(arguments[0]))
-            return f"library {name}" if name.startswith(self.folder) else None
+            # The loader looks for a name without a slash in folders of the system, not in the working folder.
+            file = os.fsdecode(arguments[0] or "")
+            name = os.path.realpath(file)
+            return f"library {name}" if os.sep in file and name.startswith(self.folder) else None
         if event in _RUNS:
             is_python = event == "subprocess.Popen" and str(arguments[0]).startswith(_PACKAGES)
             words = list(arguments[1])[:2] if event == "subprocess.Popen" else []

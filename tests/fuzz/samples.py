@@ -190,7 +190,8 @@ def _make_datasets(folder: Path) -> None:
         "haystack_sessions": [[{"role": "user", "content": "The acorn is by the wall.", "has_answer": True}]],
     }
     (folder / "history.json").write_text(json.dumps([history]))
-    record = {"id": 1, "type": "plantooluse", "golden_result_list": ["a"], "funcs": []}
+    reference = {"thought": "Search for jays.", "tool_name": "search", "tool_args": {"q": "x"}}
+    record = {"id": 1, "type": "plantooluse", "golden_result_list": [reference], "funcs": []}
     record |= {
         "memory_last_task": "",
         "model_predict": {"ReACT": '{"command": {"name": "search", "args": {"q": "x"}}}'},

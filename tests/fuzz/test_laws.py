@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import runpy
 import signal
@@ -100,6 +101,12 @@ def connect():
         peer.connect(("192.0.2.1", 9))
 
 
+def load_library(name):
+    Path("libc.so.6").write_bytes(b"the loader looks elsewhere")
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(name)
+
+
 LOADERS = {
     "accepts": (lambda: "content", set()),
     "refuses": (lambda: raise_error(ValueError), set()),
@@ -121,6 +128,8 @@ LOADERS = {
     "deletes elsewhere": (lambda: Path("../../elsewhere").unlink(missing_ok=True), {"written"}),
     "imports the sample": (import_planted, {"code"}),
     "executes the sample": (execute_planted, {"code"}),
+    "loads a library of the sample": (lambda: load_library("./libc.so.6"), {"code"}),
+    "loads a library of the system": (lambda: load_library("libc.so.6"), set()),
     "calls a shell": (lambda: os.system("true"), {"code"}),
     "reaches the network": (connect, {"code"}),
 }

@@ -92,7 +92,6 @@ def test_progress_is_kept_and_belongs_to_a_seed(tmp_path):
         load_progress(tmp_path, 4)
 
 
-@pytest.mark.xfail(reason="some honest samples still have faults, such as a shared library that is copied")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_honest_samples_pass_every_target(samples, tmp_path):
