@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories pages ray recurrences resets segments \
 	teams throughput titans
 
-.PHONY: always help demo test test-slow test-ci test-all test-rough fuzz lint format type bench bench-gpu docs docs-check clean
+.PHONY: always help demo test test-slow test-ci test-all test-rough fuzz lint format type bench bench-gpu scoreboard docs docs-check clean
 
 help:
 	@echo "make demo        train the demo and draw its curve (a minute or two after the installation)"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint type   style, import layers, types"
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
 	@echo "make bench-gpu   check the Triton kernels on this GPU, time them and rewrite experiments/bench/gpu.md"
+	@echo "make scoreboard  train all memories and RecurrentPPO on outside tasks (many hours); ARGS=--help lists the options"
 	@echo "make docs        build the site into docs/site, tutorials run (some minutes)"
 	@echo "make docs-check  run the snippets of README and the pages in docs, check links and spelling"
 
@@ -36,6 +37,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/pip install --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+# The packages of the scoreboard's tasks.
+$(VENV)/.installed-scoreboard: $(VENV)/.installed-bench
+	$(BIN)/pip install --disable-pip-version-check --editable '.[bench,popgym]' 'minigrid>=3' 'bsuite>=0.3.6' 'gymnasium[mujoco]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -97,6 +103,10 @@ bench-gpu: $(VENV)/.installed
 	  || { rm experiments/bench/gpu.md.new; exit 1; }
 	mv experiments/bench/gpu.md.new experiments/bench/gpu.md
 	cat experiments/bench/gpu.md
+
+# Ctrl-C stops, the same command continues; ARGS=--help lists the options.
+scoreboard: $(VENV)/.installed-scoreboard
+	$(BIN)/python -P -m scrubjay.experiments.scoreboard $(ARGS)
 
 # Warnings are errors: a link that leads nowhere, a docstring that docutils does not read.
 docs: $(VENV)/.installed-dev

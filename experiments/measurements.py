@@ -38,7 +38,7 @@ class Records:
 
     def __init__(self, path: Path, field_types: Mapping[str, Any]) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = [dict(_check_row(row, field_types)) for row in read_lines(path)]
+        self.rows: list[dict[str, Any]] = [dict(check_row(row, field_types)) for row in read_lines(path)]
         if path.exists():
             self.keep(lambda row: True)
 
@@ -85,7 +85,8 @@ def prepare_results_dir(out: Path, settings: Mapping[str, Any]) -> None:
     write_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 
-def _check_row(row: Fields, field_types: Mapping[str, Any]) -> Fields:
+def check_row(row: Fields, field_types: Mapping[str, Any]) -> Fields:
+    """Return a row of a file. Raises ValueError, naming the line, if a field has another type."""
     for name, kind in field_types.items():
         decode(kind, row[name], f"{row.source}, which is damaged: {name}")
     return row

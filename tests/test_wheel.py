@@ -61,7 +61,7 @@ PREDICTION = {
     "funcs": [],
     "model_predict": {"KuaiAgent": "June"},
 }
-EVIDENCE = ("bench", "quality", "results")
+EVIDENCE = ("bench", "quality", "results", "scoreboard")
 """Folders of `experiments` that stay in the repository."""
 
 

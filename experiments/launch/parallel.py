@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,6 +24,8 @@ from scrubjay.experiments.runs.metrics import read_last_row
 from scrubjay.experiments.runs.reinforcement import RLConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.status import read_status
+
+Work = TypeVar("Work")
 
 LOG = "log.txt"
 _LOG_END_BYTES = 2**16
@@ -53,21 +57,38 @@ def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
     stop all other runs the same way, and raise FailedError with the last line of the failed run's log.
     """
     waiting = [run for run in runs if not run.is_finished]
-    active: dict[subprocess.Popen[bytes], Run] = {}
-    with StopRequest() as stop, _display(tuple(waiting)) as show:
+    with _display(tuple(waiting)) as show:
+        starts = [(run, partial(_start, run)) for run in waiting]
+        with contextlib.closing(run_commands(starts, jobs, show)) as ends:
+            for run, exit_code in ends:
+                if exit_code != 0:
+                    raise FailedError(f"{run.path} failed: {last_line(run.path / LOG)}")
+                if read_status(run.path) != "finished":
+                    raise FailedError(f"{run.path} failed: its process ended without a result")
+
+
+def run_commands(
+    starts: Iterable[tuple[Work, Callable[[], subprocess.Popen[bytes]]]],
+    jobs: int,
+    on_wait: Callable[[], object] = lambda: None,
+) -> Generator[tuple[Work, int], None, None]:
+    """Start all processes, `jobs` at a time, and yield each piece of work with its exit code at its end.
+
+    After Ctrl-C, or if the iterator is closed, SIGTERM is sent to the active processes, and they are awaited.
+    After Ctrl-C GracefulInterrupt is then raised. `on_wait` is called several times a second.
+    """
+    waiting = list(starts)
+    active: dict[subprocess.Popen[bytes], Work] = {}
+    with StopRequest() as stop:
         try:
             while (waiting or active) and stop.signal_number is None:
                 while waiting and len(active) < jobs:
-                    run = waiting.pop(0)
-                    active[_start(run)] = run
+                    work, start = waiting.pop(0)
+                    active[start()] = work
                 time.sleep(0.2)
-                show()
+                on_wait()
                 for process in [process for process in active if process.poll() is not None]:
-                    run = active.pop(process)
-                    if process.returncode != 0:
-                        raise FailedError(f"{run.path} failed: {_last_line(run.path / LOG)}")
-                    if read_status(run.path) != "finished":
-                        raise FailedError(f"{run.path} failed: its process ended without a result")
+                    yield active.pop(process), process.returncode
         finally:
             for process in active:
                 process.terminate()  # requests a checkpoint, as Ctrl-C does
@@ -78,24 +99,22 @@ def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:
-    # -P: do not search the current folder for modules first.
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "scrubjay",
-        "resume",
-        str(run.path),
-        "--quiet",
-    ]
+    command = ["scrubjay", "resume", str(run.path), "--quiet"]
     command += ["--trust"] * run.trust
     if run.stored_config is not None:
         command += ["--total-steps", str(run.config.total_steps)]
     if isinstance(run.config, RLConfig):
         command += ["--env", run.config.env.id]  # the user named it for this process
         command += [word for text in run.config.env.wrappers for word in ("--wrap", text)]
+    return start_module(command, run.path / LOG)
+
+
+def start_module(words: Sequence[str], log_file: Path) -> subprocess.Popen[bytes]:
+    """Start `python -m` with a module and its arguments, with one thread; its output goes to `log_file`."""
+    # -P: do not search the current folder for modules first.
+    command = [sys.executable, "-P", "-m", *words]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    with open_to_append(run.path / LOG) as log:
+    with open_to_append(log_file) as log:
         # In a new session Ctrl-C at the terminal reaches only the parent, which forwards it.
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -144,7 +163,8 @@ def _title(run: Run) -> str:
     return one_line(f"{run.config.recipe} {run.config.label} s{run.config.seed}")
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
+    """Return the last line of a log."""
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_END_BYTES))
         lines = file.read().decode("utf-8", "replace").strip().splitlines()

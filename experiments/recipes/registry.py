@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from scrubjay.experiments.runs.config import Experiment
-from scrubjay.memory import MemoryConfig, make_config
+from scrubjay.memory import MemoryConfig, make_config, name_of
 
 AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
 
@@ -98,7 +98,14 @@ def with_memory(config: AnyExperiment, memory: str | MemoryConfig) -> AnyExperim
         memory = make_config(
             name, dim=config.memory.dim, **({} if own is None else own.settings.get(name, {}))
         )
-        window, steps = getattr(memory, "window", 0), None if own is None else own.episode_steps
-        if name in _WINDOW_MEMORIES and steps is not None and window < steps:
-            memory = make_config(name, **{**vars(memory), "window": steps})
+        if own is not None and own.episode_steps is not None:
+            memory = cover_episode(memory, own.episode_steps)
     return config.with_memory(memory)
+
+
+def cover_episode(memory: MemoryConfig, episode_steps: int) -> MemoryConfig:
+    """Return the config of a memory with a window of at least an episode, if it sees a window of steps."""
+    if name_of(memory) not in _WINDOW_MEMORIES:
+        return memory
+    settings: dict[str, Any] = {"window": max(vars(memory)["window"], episode_steps)}
+    return dataclasses.replace(memory, **settings)

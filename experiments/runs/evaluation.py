@@ -165,11 +165,37 @@ def evaluate(
     Raises:
         ValueError: if `episodes` is less than 1 or no episode ended.
     """
-    shares = split_episodes(episodes)
-    envs = _NamedEnvs(env.make_batch(len(shares)), env.id, policy.action_masks)
     actor = PolicyActor(policy, deterministic=deterministic)
     with _in_eval_mode(policy):
-        by_env = _play(envs, actor, shares, seed, max_steps, on_step)
+        return evaluate_actor(actor, env, episodes, seed, max_steps, on_step, policy.action_masks)
+
+
+def evaluate_actor(
+    actor: Actor,
+    env: EnvConfig,
+    episodes: int = 100,
+    seed: int = 0,
+    max_steps: int = MAX_STEPS,
+    on_step: OnStep | None = None,
+    action_masks: bool = False,
+) -> EpisodeScores:
+    """Evaluate any actor of a single agent on whole episodes, the same as those of `evaluate`.
+
+    Args:
+        actor: Actor to evaluate.
+        env: Environment config.
+        episodes: Number of episodes over all environments.
+        seed: Seed of the environments and of torch's generator during the evaluation.
+        max_steps: Maximum steps per environment. Unfinished episodes are left out.
+        on_step: Callback after each step.
+        action_masks: True if the actor follows the environment's action masks.
+
+    Raises:
+        ValueError: if `episodes` is less than 1 or no episode ended.
+    """
+    shares = split_episodes(episodes)
+    envs = _NamedEnvs(env.make_batch(len(shares)), env.id, action_masks)
+    by_env = _play(envs, actor, shares, seed, max_steps, on_step)
     all_episodes = list(itertools.chain.from_iterable(by_env))
     if not all_episodes:
         raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps (max_steps)")

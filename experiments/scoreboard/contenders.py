@@ -1,0 +1,69 @@
+"""Contenders of the scoreboard, each with one fixed config on all tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from scrubjay.experiments.recipes import RECIPES
+from scrubjay.experiments.recipes.registry import cover_episode
+from scrubjay.experiments.runs.reinforcement import TrainConfig
+from scrubjay.experiments.scoreboard.tasks import FRAMES, Task
+from scrubjay.memory import make_config
+from scrubjay.memory.hcam import HCAMConfig
+
+MEMORIES = ("none", "gru", "lstm", "lru", "gated_delta", "gtrxl", "sink", "hcam")
+"""Scrubjay's PPO with these memories."""
+PEERS = ("recurrent_ppo", "recurrent_ppo_defaults")
+"""sb3-contrib's RecurrentPPO: with the settings of Scrubjay's learner, and with its own defaults.
+
+Both have the width, the environments, the segments and the minibatches of Scrubjay's runs.
+"""
+CONTENDERS = (*MEMORIES, *PEERS)
+
+DIM = 64
+"""Width of every network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of all runs of a scoreboard. Two runs with equal settings can be compared."""
+
+    steps: int = FRAMES
+    """Environment steps of each run; at most a whole update more."""
+    episodes: int = 100
+    """Episodes of the final evaluation. They are the same for all contenders with the same seed."""
+    stochastic: bool = False
+    """Sample the actions of the final evaluation, instead of the most likely actions."""
+    num_envs: int = 16
+    """Parallel environments."""
+    learning_rate: float | None = None
+    """Learning rate of all contenders; default: that of each contender."""
+    entropy_coefficient: float | None = None
+    """Coefficient of the entropy bonus of all contenders; default: that of each contender."""
+
+    @property
+    def overrides(self) -> dict[str, float]:
+        """Settings of the learner that are set for all contenders."""
+        values = {name: getattr(self, name) for name in ("learning_rate", "entropy_coefficient")}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def make_train_config(task: Task, memory: str, seed: int, settings: Settings) -> TrainConfig:
+    """Return the config of a memory on a task: the recipe `ppo`, with a memory that covers the episode."""
+    base: TrainConfig = RECIPES["ppo"]()
+    memory_config = cover_episode(make_config(memory, dim=DIM), task.episode_steps)
+    if isinstance(memory_config, HCAMConfig):
+        chunks = -(-task.episode_steps // memory_config.chunk_size)
+        memory_config = dataclasses.replace(memory_config, num_chunks=max(memory_config.num_chunks, chunks))
+    overrides: dict[str, Any] = settings.overrides
+    return dataclasses.replace(
+        base.with_memory(memory_config),
+        recipe=f"scoreboard-{task.name}",
+        env=task.env(settings.num_envs),
+        learner=dataclasses.replace(base.learner, **overrides),
+        total_steps=settings.steps,
+        seed=seed,
+        eval_episodes=0,  # the scoreboard evaluates all contenders itself
+        device="cpu",
+    )
