@@ -80,7 +80,8 @@ CODE = (
         "names in fixed tables, or names that the user gave in an option, in Python or with --trust",
         "agents/langchain/serializer.py agents/tools/extraction.py docs/ experiments/bench/machine_code.py "
         "experiments/commands/ experiments/recipes/__init__.py experiments/runs/cluster.py "
-        "experiments/tasks/environments.py experiments/tasks/teams.py experiments/tasks/wrappers.py "
+        "experiments/scoreboard/environments.py experiments/tasks/environments.py experiments/tasks/teams.py "
+        "experiments/tasks/wrappers.py "
         "experiments/user_modules.py kernels/dispatch.py kernels/search/op.py memory/config_registry.py "
         "memory/contract/stepper.py src/scrubjay/_lazy.py",
     ),
@@ -113,7 +114,7 @@ CODE = (
     Border(
         "gymnasium.make gymnasium.make_vec gymnasium.spec gymnasium.envs.registration.load_env_creator",
         "ids without a module, or of a module that the user trusts",
-        "docs/ experiments/bench/ experiments/tasks/environments.py",
+        "docs/ experiments/bench/ experiments/scoreboard/environments.py experiments/tasks/environments.py",
     ),
     Border(
         "multiprocessing multiprocessing.active_children multiprocessing.current_process",

@@ -23,7 +23,7 @@ from typing import Any
 import gymnasium
 
 from scrubjay.agents.rl.rollout import Actor, PolicyActor
-from scrubjay.experiments.files import own_folder, read_object, write_atomically
+from scrubjay.experiments.files import own_folder, parse_object, read_object, write_atomically
 from scrubjay.experiments.launch.parallel import prepare
 from scrubjay.experiments.measurements import processor, version
 from scrubjay.experiments.progress import GracefulInterrupt
@@ -162,7 +162,7 @@ def find_versions(package: str = "") -> dict[str, str]:
 
 def main(words: list[str]) -> int:
     """Run the cell and write its row; return the exit code."""
-    folder, fields = Path(words[0]), json.loads(words[1])
+    folder, fields = Path(words[0]), parse_object(words[1], "the cell")
     gymnasium.logger.min_level = gymnasium.logger.ERROR
     own_folder(folder)
     try:

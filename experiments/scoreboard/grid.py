@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import subprocess
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -86,7 +85,8 @@ def run_cells(options: Options, records: Records) -> None:
             print(one_line(f"{number}/{len(waiting)} {cell.folder_name}  {text}"), flush=True)
 
 
-def _start(cell: Cell, options: Options) -> subprocess.Popen[bytes]:
+def _start(cell: Cell, options: Options) -> Any:
+    """Start the process of a run."""
     folder = options.out / cell.folder_name
     folder.mkdir(parents=True, exist_ok=True)
     fields = {"cell": dataclasses.asdict(cell), "settings": dataclasses.asdict(options.settings)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 from scrubjay.experiments.files import read_lines
 from scrubjay.experiments.scoreboard import grid
 from scrubjay.experiments.scoreboard.__main__ import main
-from scrubjay.experiments.scoreboard.cell import CPUClock, find_versions
 
 WORDS = ["--tasks", "cartpole", "--steps", "1024", "--episodes", "3", "--num-envs", "4", "--jobs", "2"]
 
@@ -38,22 +36,6 @@ def test_options_are_checked(tmp_path, capsys):
     assert main([*out, "--report"]) == 2
     assert "has no rows" in capsys.readouterr().err
     assert not (tmp_path / "board" / "rows.jsonl").exists()
-
-
-def test_seconds_of_continued_work_are_added(tmp_path):
-    file = tmp_path / "cpu.json"
-    file.write_text('{"seconds": 1000}\n')
-    assert 1000 < CPUClock(file, is_continued=True).seconds < 1000 + time.process_time() + 1
-    assert CPUClock(file, is_continued=False).seconds < 1000 + time.process_time()
-    clock = CPUClock(file, is_continued=True)
-    clock._last_write = -1e9
-    clock.save()
-    assert 1000 < json.loads(file.read_text())["seconds"] <= clock.seconds
-
-
-def test_versions_name_the_package_of_the_task():
-    assert {"scrubjay", "torch", "gymnasium", "pytest"} <= find_versions("pytest>=8").keys()
-    assert "not-there" not in find_versions("not-there>=1")
 
 
 def test_a_process_that_ends_without_a_row_is_a_crashed_run(tmp_path, monkeypatch, capsys):

@@ -114,8 +114,8 @@ def test_observations_are_normalized_in_the_evaluation_as_in_training(config):
     starts = np.ones(20, bool)
     actions = RecurrentPPOActor(model, deterministic=True).act(ActorInput({"": views}, starts)).actions
     mean, variance = model.env.obs_rms.mean, model.env.obs_rms.var
-    scaled = np.clip((views - mean) / np.sqrt(variance + 1e-8), -10, 10).astype(np.float32)
-    np.testing.assert_array_equal(actions, model.predict(scaled, None, starts, deterministic=True)[0])
+    expected_views = np.clip((views - mean) / np.sqrt(variance + 1e-8), -10, 10).astype(np.float32)
+    np.testing.assert_array_equal(actions, model.predict(expected_views, None, starts, deterministic=True)[0])
 
 
 @pytest.mark.requires("sb3_contrib")
