@@ -132,7 +132,7 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
 
 
 def export_pretrained(run: Run, out: Path) -> str:
-    """Save the policy of the latest checkpoint to `out`, and return the name of the class that can load it.
+    """Save the policy of the run's checkpoint to `out`, and return the name of the class that can load it.
 
     Raises ValueError if there is no checkpoint, or if `out` holds other files. Raises TypeError if the run
     has no policy.

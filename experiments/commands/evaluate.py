@@ -142,9 +142,11 @@ def _evaluate_supervised(
     """Evaluate a supervised run on new test questions of this seed and print the accuracies."""
     with bad_input():
         for flag in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
-            if flag not in ("--seed", "--memory", "--checkpoint", "--trust", "--no-trust"):
+            is_best = flag == "--checkpoint" and run.checkpoint_name == "best"
+            if is_best or flag not in ("--seed", "--memory", "--checkpoint", "--trust", "--no-trust"):
                 raise ValueError(
-                    f"{flag} requires a run with a policy; {run.path} is a run of kind {config.kind!r}"
+                    f"{flag}{' best' * is_best} requires a run with a policy; {run.path} is a run of kind "
+                    f"{config.kind!r}"
                 )
         config = dataclasses.replace(config, seed=seed)
         model = run.model

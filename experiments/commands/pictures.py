@@ -116,8 +116,6 @@ def _play(options: PlayOptions) -> int:
 
     with bad_input():
         check_film(options.out or Path("episode.gif"), options.max_steps)
-        if not any(Path(source).exists() for source in (options.source, options.policy or options.source)):
-            check_latest(options.checkpoint, "it requires a run directory")
         cast = set_up_team(
             options.source,
             options.policy,
@@ -145,6 +143,7 @@ def _play(options: PlayOptions) -> int:
             folder, env = trained_run.path, with_env_settings(config.env, options.set)
             policy = trained_run.policy_for(env)
         else:
+            check_latest(options.checkpoint, "it requires a run directory")
             recipe = RECIPES[options.source]() if options.source in RECIPES else None
             env = recipe.env if isinstance(recipe, TrainConfig) else EnvConfig(options.source, num_envs=1)
             env = with_env_settings(env, options.set)

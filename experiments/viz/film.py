@@ -253,6 +253,8 @@ def set_up_team(
         policy_run = _load_team_run(policy, trust, checkpoint)
         if known_env is not None and policy_run is not None:
             env = _task(policy_run).env
+    if policy_run is None and checkpoint != LATEST:
+        raise UsageError(f"--checkpoint {checkpoint}: it requires the policy of a run; omit the option")
     if preset is not None:
         if not find_known_team(env.id).presets:
             env_names = [name for name, teams in KNOWN_TEAMS.items() if teams.presets]

@@ -75,6 +75,10 @@ def test_a_supervised_run_is_asked_the_questions_of_its_test(supervised, here):
     assert out.splitlines()[-1].split() == ["2", *(f"{share:.3f}" for share in accuracies)]
     others = here("eval", supervised.path, "--seed", 5)[1]
     assert others.splitlines()[-1] != out.splitlines()[-1]
+    assert here("eval", supervised.path, "--seed", 4, "--checkpoint", f"step_{supervised.step}")[1] == out
+    code, _, err = here("eval", supervised.path, "--checkpoint", "best")
+    assert code == 2
+    assert "--checkpoint best requires a run with a policy" in err
 
 
 def test_a_memory_is_used_with_other_settings_than_it_was_trained_with(supervised, here):
@@ -152,7 +156,11 @@ def test_a_run_without_evaluations_says_how_to_get_them(finished_run, here):
     ("arguments", "message"),
     [
         (["play", "CartPole-v1", "--checkpoint", "best"], "--checkpoint best: it requires a run directory"),
-        (["play", "uav", "--checkpoint", "best"], "--checkpoint best: it requires a run directory"),
+        (["play", "uav", "--checkpoint", "best"], "--checkpoint best: it requires the policy of a run"),
+        (
+            ["play", "uav-small", "--checkpoint", "step_1"],
+            "--checkpoint step_1: it requires the policy of a run",
+        ),
     ],
 )
 def test_a_checkpoint_of_nothing_is_refused(arguments, message, usage_error):
