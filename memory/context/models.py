@@ -140,6 +140,10 @@ def _load(
                 **options,
             )
         model, loading_info = model_and_info
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the model at {str(source)!r} needs the package {error.name}: pip install {error.name}"
+        ) from error
     except (ImportError, ModelLimitError):
         raise
     except Exception as error:  # readers of damaged files raise all kinds of errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ def test_settings_of_saved_files_and_unreadable_files_pass(folder):
     (folder / CONFIG).write_text("[1")
     (folder / GENERATION).write_text("[1]")
     check_settings(folder)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
+def test_a_missing_package_is_named_with_the_way_to_install_it(folder):
+    change(folder / CONFIG, quantization_config={"quant_method": "torchao", "quant_type": "int8_weight_only"})
+    with pytest.raises(ImportError, match=r"the model at .*needs the package torchao: pip install torchao"):
+        context.load_model(folder, trust=True)
 
 
 def test_outputs_have_names_whatever_the_config_says(folder):
