@@ -78,12 +78,12 @@ CODE = (
     Border(
         "importlib.import_module builtins.__import__ importlib.__import__ pkgutil.resolve_name",
         "names in fixed tables, or names that the user gave in an option, in Python or with --trust",
-        "agents/langchain/serializer.py agents/tools/extraction.py docs/ experiments/bench/machine_code.py "
-        "experiments/commands/ experiments/recipes/__init__.py experiments/runs/cluster.py "
-        "experiments/scoreboard/environments.py experiments/tasks/environments.py experiments/tasks/teams.py "
-        "experiments/tasks/wrappers.py "
-        "experiments/user_modules.py kernels/dispatch.py kernels/search/op.py memory/config_registry.py "
-        "memory/contract/stepper.py src/scrubjay/_lazy.py",
+        "agents/langchain/serializer.py agents/rl/encoders/choice.py agents/tools/extraction.py docs/ "
+        "experiments/bench/machine_code.py experiments/commands/ experiments/recipes/__init__.py "
+        "experiments/runs/cluster.py experiments/scoreboard/environments.py "
+        "experiments/tasks/environments.py experiments/tasks/teams.py "
+        "experiments/tasks/wrappers.py experiments/user_modules.py kernels/dispatch.py kernels/search/op.py "
+        "memory/config_registry.py memory/contract/stepper.py src/scrubjay/_lazy.py",
     ),
     Border(
         "*.__getattribute__",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scrubjay.agents.rl.encoders.choice import is_factory
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory.registry import name_of
 
@@ -47,9 +48,10 @@ class Origin:
 
 def build_card(kind: str, config: Any, spaces: Spaces, origin: Origin) -> str:
     """Return the text of the model card of a policy whose class is named `kind`."""
-    memory = name_of(config.memory)
+    memory, encoder = name_of(config.memory), getattr(config, "encoder", "linear")
     rows = {
         "memory": f"`{memory}`, width {config.memory.dim}",
+        "encoder": None if encoder == "linear" else _code(encoder),
         "environment": None if origin.environment is None else _code(origin.environment),
         "settings": ", ".join(_code(f"{name}={value!r}") for name, value in origin.settings.items()) or None,
         "wrappers": ", ".join(map(_code, origin.wrappers)) or None,
@@ -71,7 +73,7 @@ def build_card(kind: str, config: Any, spaces: Spaces, origin: Origin) -> str:
         f"# A policy with the memory `{memory}`\n\n"
         f"A `{kind}` of scrubjay (`pip install scrubjay`){where}.\n\n"
         f"| | |\n| --- | --- |\n{table}\n\n"
-        f"## Use\n\n```python\n{_build_snippet(kind, origin, spaces.action_masks)}```\n\n"
+        f"## Use\n\n```python\n{_build_snippet(kind, origin, spaces.action_masks, is_factory(encoder))}```\n\n"
         "Loading runs no code of this folder: `model.safetensors` holds weights, `config.json` values.\n"
     )
 
@@ -120,12 +122,15 @@ def _describe_masks(spaces: Spaces) -> str | None:
     return "required: pass `action_mask=info['action_mask']` or `action_mask=env.action_masks()` to `act`"
 
 
-def _build_snippet(kind: str, origin: Origin, action_masks: bool) -> str:
+def _build_snippet(kind: str, origin: Origin, action_masks: bool, has_own_encoder: bool) -> str:
     """Return example code that loads the policy, and runs an episode if the environment is a gymnasium id.
 
     The episode is left out if the environment has wrappers, which may be code of the user.
     """
-    loading = f'from scrubjay.agents import {kind}\n\npolicy = {kind}.from_pretrained(".")  # this folder\n'
+    trust = ", trust=True" if has_own_encoder else ""
+    loading = (
+        f'from scrubjay.agents import {kind}\n\npolicy = {kind}.from_pretrained("."{trust})  # this folder\n'
+    )
     environment = origin.environment or ""
     if kind != "Policy" or origin.wrappers or not _ENV_ID.fullmatch(environment):
         return loading

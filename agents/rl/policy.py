@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import torch
 from gymnasium import spaces
@@ -14,6 +15,13 @@ from torch import Tensor, nn
 from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary, Reconstruction
 from scrubjay.agents.rl.composite import check_deviation, make_action_head, select_row
 from scrubjay.agents.rl.distributions import Deviation, Distribution
+from scrubjay.agents.rl.encoders.choice import (
+    HIDDEN_SIZES,
+    UntrustedName,
+    build_encoder,
+    check_encoder,
+    is_factory,
+)
 from scrubjay.agents.rl.encoders.observation import ImageEncoderType, Pooling, linear
 from scrubjay.agents.rl.learner import SingleProcess
 from scrubjay.agents.rl.masks.action_masks import drop_mask, select_mask
@@ -47,7 +55,14 @@ class PolicyConfig:
     """Pooling of sets in observations: attention or sum. A set is a leaf NAME with a sibling NAME_mask."""
     images: ImageEncoderType = "auto"
     """Image encoder: convolution; routing to add attention between image regions; or cells for grids whose
-    numbers are codes. auto is cells for integer images below 32 pixels, else convolution."""
+    numbers are codes. auto is cells for integer images below 32 pixels, else convolution.
+    Only with the encoders linear and mlp."""
+    encoder: str = "linear"
+    """Encoder of observations: linear has one layer per part of the observation and the image encoder
+    `images`; mlp adds the layers `encoder_sizes`; nature and impala are convolutional networks for images; or
+    module:factory for a function of your own, called as factory(observation_space, dim)."""
+    encoder_sizes: tuple[int, ...] = HIDDEN_SIZES
+    """Widths of the hidden layers of the encoder mlp. A last layer has the width of the memory."""
     clock: bool = False
     """Add an encoding of the time since episode start to the memory's input. Without it, memories with
     normalized attention weights cannot count steps."""
@@ -64,6 +79,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         check_deviation(self.deviation)
+        check_encoder(self.encoder, self.encoder_sizes, self.images, self.pooling)
         heads = [*self.auxiliary, *(["reconstruction"] if self.reconstruction else [])]
         if not set(heads) <= set(HEADS) or len(set(heads)) < len(heads):
             raise ValueError(
@@ -78,6 +94,19 @@ class PolicyConfig:
             return self.memory
         parts = (PositionalConfig(self.memory.dim), self.memory)
         return StackConfig(self.memory.dim, parts, residual=False)
+
+    def build_encoder(self, space: spaces.Space) -> nn.Module:
+        """Return a new encoder of observations of `space`.
+
+        Raises TypeError or ValueError if the encoder does not fit the space.
+        """
+        options = self.encoder_sizes, self.pooling, self.images
+        return build_encoder(self.encoder, space, self.memory.dim, *options)
+
+    def as_untrusted(self) -> Self:
+        """Return a copy whose encoder, if it is a `module:factory`, is marked as untrusted."""
+        is_own = is_factory(self.encoder)
+        return dataclasses.replace(self, encoder=UntrustedName(self.encoder)) if is_own else self
 
     def build(self, spaces: Spaces) -> Policy:
         """Return a new policy.
@@ -152,10 +181,11 @@ class Policy(Trunk, PretrainedPolicy):
     ) -> None:
         config = config if config is not None else PolicyConfig()
         dim = config.memory.dim
-        options = config.memory_with_clock, config.skip, config.pooling, config.images
         masks = Spaces(observation_space, action_space, action_masks=action_masks).masks
         visible_space = drop_mask(observation_space)
-        super().__init__(visible_space, *options)
+        make_encoder = partial(config.build_encoder, visible_space)
+        options = make_encoder, config.memory_with_clock, config.skip
+        super().__init__(*options)
         self.config = config
         self.observation_space = observation_space
         self.action_space = action_space
@@ -165,7 +195,7 @@ class Policy(Trunk, PretrainedPolicy):
         self.reconstruction = Reconstruction(visible_space, dim) if self.config.reconstruction else None
         heads = {name: HEADS[name](visible_space, action_space, dim) for name in self.config.auxiliary}
         self.auxiliary = nn.ModuleDict(heads)
-        self.critic_trunk = Trunk(visible_space, *options) if config.separate_critic else None
+        self.critic_trunk = Trunk(*options) if config.separate_critic else None
         self.normalizer = ObservationNormalizer(visible_space) if config.normalize_observations else None
 
     @property

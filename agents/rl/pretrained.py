@@ -92,11 +92,14 @@ class PretrainedPolicy(nn.Module):
         (directory / CARD).write_text(card_text, encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, directory: Path | str) -> Self:
+    def from_pretrained(cls, directory: Path | str, trust: bool = False) -> Self:
         """Load a policy from a folder that `save_pretrained` wrote, on the CPU and in evaluation mode.
 
-        No code of the folder is run. Raises ValueError, which names the file, if the folder has no valid
-        policy of this class. Raises OSError if a file cannot be read.
+        No code of the folder is run. The folder may name an encoder of the user as `module:factory`. Its
+        module is imported only if `trust` is True.
+
+        Raises ValueError, which names the file, if the folder has no valid policy of this class. Raises
+        OSError if a file cannot be read.
         """
         directory = Path(directory)
         fields = _read_config(directory)
@@ -109,6 +112,8 @@ class PretrainedPolicy(nn.Module):
         with _prefix_errors(directory / CONFIG):
             spaces = Spaces.from_dict(fields["spaces"])
             config = decode(cls.config_class, fields["policy"], "policy")
+            if not trust and hasattr(config, "as_untrusted"):
+                config = config.as_untrusted()
             outline = sketch_for(
                 lambda: config.build(spaces), [math.prod(part.shape) for part in headers.values()]
             )

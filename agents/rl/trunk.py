@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.agents.rl.encoders.observation import ImageEncoderType, Pooling, make_encoder
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.memory import MemoryConfig, State, detach_state
 from scrubjay.memory.contract.base import add_affixes
@@ -22,25 +21,18 @@ class Trunk(nn.Module):
     """Encoder, memory and optional skip connection around the memory.
 
     Args:
-        space: Observation space.
+        make_encoder: Function that returns a new encoder of observations.
         memory: Config of the memory, whose width is the width of the features.
         skip: Add the output of a second encoder to the output of the memory.
-        pooling: Pooling of sets.
-        images: Image encoder.
     """
 
     def __init__(
-        self,
-        space: spaces.Space,
-        memory: MemoryConfig,
-        skip: bool = False,
-        pooling: Pooling = "attention",
-        images: ImageEncoderType = "convolution",
+        self, make_encoder: Callable[[], nn.Module], memory: MemoryConfig, skip: bool = False
     ) -> None:
         super().__init__()
-        self.encoder = make_encoder(space, memory.dim, pooling, images)
+        self.encoder = make_encoder()
         # A separate encoder: the memory and the heads may need different features of an observation.
-        self.view = make_encoder(space, memory.dim, pooling, images) if skip else None
+        self.view = make_encoder() if skip else None
         self.memory = memory.build()
 
     def add_skip(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.agents.learners import list_learners, switch_learner
+from scrubjay.agents.rl.encoders.choice import UntrustedName
 from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.experiments.cli.arguments import OWN_MODULE_HINT, choose, did_you_mean
 from scrubjay.experiments.files import CONFIG, parse, read_untrusted
@@ -22,7 +23,7 @@ from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.kinds import from_fields, missing_fields
 from scrubjay.experiments.runs.reinforcement import RLConfig, TeamTaskConfig
 from scrubjay.experiments.strict_yaml import parse_yaml
-from scrubjay.experiments.tasks.environments import UntrustedName, with_names
+from scrubjay.experiments.tasks.environments import with_names
 from scrubjay.memory import list_memories
 from scrubjay.memory.config_registry import UnknownNameError
 from scrubjay.memory.serialization import FORMAT, encode
@@ -157,7 +158,9 @@ def _trust_env(config: Any, start: Any, path: Path, text: str, fields: dict[str,
         return UntrustedName(name, f"{path} names it and {flag} does not") if is_untrusted else name
 
     wrappers = [mark(text, "--wrap") for text in config.env.wrappers]
-    return dataclasses.replace(config, env=with_names(config.env, mark(config.env.id, "--env"), *wrappers))
+    env = with_names(config.env, mark(config.env.id, "--env"), *wrappers)
+    encoder = mark(config.own_encoder, "--policy.encoder")
+    return dataclasses.replace(config, env=env, policy=config.with_encoder(encoder))
 
 
 def _parse_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

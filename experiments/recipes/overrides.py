@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -99,7 +100,10 @@ def override(recipe: str | None, arguments: Sequence[str], start: Experiment | N
     config = parse(type(config), remaining, prog, config, _OTHER_FLAGS)
     if isinstance(config, RLConfig) and isinstance(before, RLConfig):
         # The parser may return a plain text for an untrusted name.
-        config = dataclasses.replace(config, env=with_names(config.env, *before.names))
+        config = dataclasses.replace(config, env=with_names(config.env, before.env.id, *before.env.wrappers))
+        is_named = any(re.fullmatch(r"--policy\.encoder(=.*)?", word) for word in remaining)
+        if before.own_encoder and not is_named:
+            config = dataclasses.replace(config, policy=config.with_encoder(before.own_encoder))
     if isinstance(config, RLConfig) and not config.env.id:
         team = isinstance(config, TeamTaskConfig)
         kind = "module:callable of a PettingZoo ParallelEnv" if team else "a gymnasium id or module:callable"

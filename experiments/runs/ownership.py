@@ -1,8 +1,8 @@
 """Records of the runs that this user started, so that a run's own environment needs no `--trust`.
 
 A record is a small file in the user's state folder. It holds the run's real path, the SHA-256 of its
-config.json and the files of the modules that the names of the environment and its wrappers refer to. The
-environment is created without `--trust` only where all three are the same as in training.
+config.json and the files of the modules that the names of the environment, its wrappers and the policy's
+encoder refer to. These run without `--trust` only where all three are the same as in training.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
+from scrubjay.agents.rl.encoders.choice import UntrustedName
 from scrubjay.experiments.files import Fields, read_object, read_untrusted, write_atomically
-from scrubjay.experiments.tasks.environments import UntrustedName
 from scrubjay.experiments.user_modules import ModuleFiles, locate_module
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def record(run_dir: Path, text: str, config: Any) -> None:
     Only an environment that otherwise needs `--trust` is recorded. If the record cannot be written, a
     warning names the reason.
     """
-    if config.policy_type is None or _is_untrusted(config) or config.env.is_safe:
+    if config.policy_type is None or _is_untrusted(config) or config.is_safe:
         return
     try:
         ownership = Ownership.of(run_dir, text, config.names)
@@ -90,7 +90,7 @@ def record(run_dir: Path, text: str, config: Any) -> None:
 def trust_own(run_dir: Path, text: str, config: Any) -> Any:
     """Return `config` with trusted names if this user started the run here and nothing has changed.
 
-    Otherwise the untrusted names of the environment and its wrappers stay so and hold the reason.
+    Otherwise the untrusted names of the config stay so and hold the reason.
     """
     if config.policy_type is None or not _is_untrusted(config):
         return config

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from scrubjay.agents.learners import get_learner_name
+from scrubjay.agents.rl.encoders.choice import UntrustedName, is_factory
 from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.observations import leaf_spaces
 from scrubjay.agents.rl.policy import PolicyConfig
@@ -29,8 +30,15 @@ from scrubjay.experiments.resources import (
 from scrubjay.experiments.runs.checkpoint import to_plain
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
-from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, UntrustedName, with_names
+from scrubjay.experiments.tasks.environments import (
+    EnvConfig,
+    EnvFacts,
+    admit_part,
+    mark_untrusted_part,
+    with_names,
+)
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.user_modules import make_importable
 from scrubjay.memory import MemoryConfig, name_of
 from scrubjay.memory.sketch import nbytes, sketch, state_nbytes
 
@@ -98,12 +106,35 @@ class RLConfig(Experiment):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names that may refer to modules: of the environment and of its wrappers."""
-        return (self.env.id, *self.env.wrappers)
+        """Names that may refer to modules: of the environment, its wrappers and an encoder of the user."""
+        return (self.env.id, *self.env.wrappers, *([self.own_encoder] if self.own_encoder else []))
+
+    @property
+    def own_encoder(self) -> str:
+        """`module:factory` of the policy's encoder; empty if the encoder is built in."""
+        name = getattr(self.policy, "encoder", "")
+        return name if is_factory(name) else ""
+
+    @property
+    def is_safe(self) -> bool:
+        """True if an untrusted file may have this config's `names`."""
+        return self.env.is_safe and not self.own_encoder
 
     def as_untrusted(self) -> Self:
         """Return a copy with `names` marked as untrusted, unless they are safe or the user passed them."""
-        return dataclasses.replace(self, env=self.env.as_untrusted())
+        name = mark_untrusted_part("encoder", self.own_encoder, not self.own_encoder)
+        return dataclasses.replace(self, env=self.env.as_untrusted(), policy=self.with_encoder(name))
+
+    def with_encoder(self, name: str) -> Any:
+        """Return the policy config, with the encoder `name` if it has an encoder of the user."""
+        return dataclasses.replace(self.policy, encoder=name) if self.own_encoder else self.policy
+
+    def build_policy(self, spaces: Spaces) -> Any:
+        """Return a new policy for these spaces. Raises ValueError if its encoder has an untrusted name."""
+        if self.own_encoder:
+            admit_part("encoder", self.own_encoder)
+            make_importable(self.own_encoder.partition(":")[0])
+        return self.policy.build(spaces)
 
     def with_trust(self, reason: str | None) -> Self:
         """Return a copy that trusts its untrusted names if `reason` is None.
@@ -116,7 +147,8 @@ class RLConfig(Experiment):
                 return name
             return str(name) if reason is None else UntrustedName(name, reason)
 
-        return dataclasses.replace(self, env=with_names(self.env, *map(change, self.names)))
+        env = with_names(self.env, *map(change, (self.env.id, *self.env.wrappers)))
+        return dataclasses.replace(self, env=env, policy=self.with_encoder(change(self.own_encoder)))
 
     @property
     def memory(self) -> MemoryConfig:
@@ -136,7 +168,7 @@ class RLConfig(Experiment):
 
         If a vector environment `envs` is passed, its spaces are used, and no environment is created.
         """
-        return self.policy.build(self.env.spaces() if envs is None else Spaces.from_env(envs))
+        return self.build_policy(self.env.spaces() if envs is None else Spaces.from_env(envs))
 
     def find_solved_score(self, measure: str) -> float | None:
         """Return the score at which the task counts as solved; None if it is unknown.
@@ -160,7 +192,7 @@ class RLConfig(Experiment):
         rows = self.env.num_envs
         check_memory_limit({f"env.num_envs={rows:,}": rows * _PER_ENV})
         spaces = self.env.spaces()
-        policy = sketch(lambda: self.policy.build(spaces), MEMORY_LIMIT)
+        policy = sketch(lambda: self.build_policy(spaces), MEMORY_LIMIT)
         spaces_of_one = [*leaf_spaces(spaces.observation).values(), *leaf_spaces(spaces.action).values()]
         numbers = _PER_STEP + sum(math.prod(space.shape or ()) for space in spaces_of_one)
         steps = rows * self.segment_length * (spaces.num_agents or 1)
@@ -205,7 +237,7 @@ class RLConfig(Experiment):
         if ray is None:
             check_processes(self.env.num_processes)
         facts = self.env.facts()
-        state = self.planned_learner.build(self.policy.build(facts.spaces)).get_state()
+        state = self.planned_learner.build(self.build_policy(facts.spaces)).get_state()
         to_plain(state, f"the state of {type(learner).__name__}'s learner")
         self.env.try_out()
         return facts

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from scrubjay.agents.rl.encoders.choice import UntrustedName
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments import progress
@@ -52,7 +53,7 @@ from scrubjay.experiments.runs.initial_weights import load_initial_weights
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.metrics import read_metrics
 from scrubjay.experiments.runs.status import Status, read_status
-from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, UntrustedName, with_names
+from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, with_names
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig
 from scrubjay.memory.config_registry import UnknownNameError
@@ -241,7 +242,7 @@ class Run:
         comes from an untrusted file.
         """
         config: Any = self.config
-        names = () if config.policy_type is None else config.names
+        names = () if config.policy_type is None else (config.env.id, *config.env.wrappers)
         flags = [
             [flag, name]
             for flag, name in zip(["--env", *["--wrap"] * len(names)], names, strict=False)
@@ -393,7 +394,7 @@ class Run:
         spaces = self.facts.spaces if env is None else env.spaces()
 
         def build() -> Any:
-            return config.policy.build(spaces)
+            return config.build_policy(spaces)
 
         try:
             policy = build_matching(build, weights)
@@ -417,7 +418,7 @@ class Run:
         build = config.make_model
         if config.policy_type is not None:
             spaces = self.facts.spaces
-            build = lambda: config.policy.build(spaces)
+            build = lambda: config.build_policy(spaces)
         weights_bytes = nbytes(sketch(build, MEMORY_LIMIT).state_dict()) + _HEADER_BYTES
         # Learners store up to three tensors per weight. Environments and memories fill the memory limit.
         training_bytes = 3 * weights_bytes + MEMORY_LIMIT

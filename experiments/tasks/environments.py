@@ -20,6 +20,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from scrubjay.agents.rl.encoders.choice import UntrustedName
 from scrubjay.agents.rl.masks.detection import offers_masks
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
@@ -91,7 +92,7 @@ class EnvConfig:
         """Return one environment. Raises ValueError if a name or a setting is unknown or untrusted."""
         admit(self.id, self.kwargs)
         for wrapper in self.wrappers:
-            admit_wrapper(wrapper)
+            admit_part("wrapper", wrapper)
         kwargs: dict[str, Any] = dict(self.kwargs)
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
@@ -138,7 +139,10 @@ class EnvConfig:
         The id or a wrapper is not marked if it is safe or if the user named it in this process.
         """
         name = mark_untrusted(self.id, self.kwargs, is_safe(self.id, self.kwargs))
-        return replace(self, id=name, wrappers=tuple(map(mark_untrusted_wrapper, self.wrappers)))
+        wrappers = [
+            mark_untrusted_part("wrapper", text, WrapperCall.parse(text).is_safe) for text in self.wrappers
+        ]
+        return replace(self, id=name, wrappers=tuple(wrappers))
 
     @property
     def is_safe(self) -> bool:
@@ -345,23 +349,6 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
-class UntrustedName(str):
-    """Name of an environment or wrapper from an untrusted file; its code must not run.
-
-    The class is a str, so that it is serialized, compared and sent to workers like other names. The name
-    stays untrusted when other fields of its config change.
-    """
-
-    reason: str
-    """Why the name is not trusted."""
-
-    def __new__(cls, name: str, reason: str = "the name comes from a file") -> Self:
-        """Return a name that is not trusted for `reason`."""
-        value = super().__new__(cls, name)
-        value.reason = reason
-        return value
-
-
 def is_safe(name: str, kwargs: Mapping[str, Any]) -> bool:
     """Return True if an untrusted file may name this single-agent environment.
 
@@ -408,25 +395,24 @@ def admit(name: str, kwargs: Mapping[str, Any]) -> None:
     _USER_NAMES.add((name, frozenset(kwargs.items())))
 
 
-def mark_untrusted_wrapper(text: str) -> str:
-    """Return the text of a wrapper unchanged if `mark_untrusted` would not mark it, otherwise marked."""
-    is_known = WrapperCall.parse(text).is_safe or _wrapper_key(text) in _USER_NAMES
-    return text if is_known else UntrustedName(text)
+def mark_untrusted_part(kind: str, name: str, is_safe_name: bool) -> str:
+    """Return the name of a wrapper or an encoder, marked as `mark_untrusted` marks that of an environment."""
+    return name if is_safe_name or _part_key(kind, name) in _USER_NAMES else UntrustedName(name)
 
 
-def admit_wrapper(text: str) -> None:
-    """Record that the user named this wrapper. Raises ValueError on an `UntrustedName`."""
-    if isinstance(text, UntrustedName):
-        effect = "executes code from outside Scrubjay" if ":" in text else "may write files or open windows"
+def admit_part(kind: str, name: str) -> None:
+    """Record that the user named this wrapper or encoder. Raises ValueError on an `UntrustedName`."""
+    if isinstance(name, UntrustedName):
+        effect = "executes code from outside Scrubjay" if ":" in name else "may write files or open windows"
         raise ValueError(  # noqa: TRY004
-            f"wrapper {str(text)!r}: {text.reason}, and the wrapper {effect}; add --trust if you trust the "
+            f"{kind} {str(name)!r}: {name.reason}, and this {kind} {effect}; add --trust if you trust the "
             "run (in Python trust=True)"
         )
-    _USER_NAMES.add(_wrapper_key(text))
+    _USER_NAMES.add(_part_key(kind, name))
 
 
-def _wrapper_key(text: str) -> tuple[str, frozenset[tuple[str, Any]]]:
-    return f"wrapper {text}", frozenset()  # no environment has such a name
+def _part_key(kind: str, name: str) -> tuple[str, frozenset[tuple[str, Any]]]:
+    return f"{kind} {name}", frozenset()  # no environment has such a name
 
 
 def make_env_importable(name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
+from scrubjay.agents.rl.encoders.convolution import NATURE_SIDE, build_impala, build_nature
 from scrubjay.agents.rl.encoders.images import ImageLayout, is_grid, is_image
 from scrubjay.agents.rl.encoders.routing import REGIONS, RoutingBlock
 from scrubjay.agents.rl.observations import leaf_spaces, to_leaves
@@ -20,6 +21,9 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 ImageEncoderType = Literal["auto", "convolution", "routing", "cells"]
 """Architecture of the image encoder; see `ImageEncoder`."""
+
+_AnyImageEncoder = ImageEncoderType | Literal["nature", "impala"]
+"""Image encoders that `PolicyConfig.images` or `PolicyConfig.encoder` names."""
 
 Pooling = Literal["attention", "sum"]
 """Pooling of a set's elements into one vector; see `SetEncoder`."""
@@ -49,7 +53,7 @@ class ObservationEncoder(nn.Module):
     other space, and ValueError if an image is too small.
     """
 
-    def __init__(self, space: spaces.Space, dim: int, images: ImageEncoderType = "convolution") -> None:
+    def __init__(self, space: spaces.Space, dim: int, images: _AnyImageEncoder = "convolution") -> None:
         super().__init__()
         self.leaves = leaf_spaces(space)
         if not self.leaves:
@@ -64,10 +68,12 @@ class ObservationEncoder(nn.Module):
         return features[0] if self.project is None else self.project(torch.cat(features, dim=-1))
 
 
-def _leaf_encoder(space: spaces.Space, dim: int, images: ImageEncoderType) -> nn.Module:
+def _leaf_encoder(space: spaces.Space, dim: int, images: _AnyImageEncoder) -> nn.Module:
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         return IndexEncoder(space, dim)
     if isinstance(space, spaces.Box) and is_image(space):
+        if images == "nature" or images == "impala":
+            return PixelEncoder(space, dim, images)
         return ImageEncoder(space, dim, images)
     if isinstance(space, spaces.Box) and len(space.shape) > 4:
         raise TypeError(
@@ -208,6 +214,34 @@ class CellEncoder(nn.Module):
         return nn.functional.silu(self.embed(torch.cat([one_hot, self.scale(cells).to(dtype)], dim=1)))
 
 
+class PixelEncoder(nn.Module):
+    """Network "nature" or "impala" on a scaled image, and a linear layer to the width `dim`.
+
+    Raises ValueError if the image is too small.
+    """
+
+    def __init__(self, space: spaces.Box, dim: int, name: Literal["nature", "impala"]) -> None:
+        super().__init__()
+        self.scale = Scale(space)
+        self.layout = ImageLayout.from_space(space)
+        channels, height, width = self.layout.channels, self.layout.height, self.layout.width
+        if name == "nature" and min(height, width) < NATURE_SIDE:
+            raise ValueError(
+                f"encoder 'nature' needs at least {NATURE_SIDE} x {NATURE_SIDE} pixels; the image {space} "
+                f"has {height} x {width}: choose impala or linear"
+            )
+        self.network = (build_nature if name == "nature" else build_impala)(channels, height, width)
+        for layer in self.network.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                initialize(cast(nn.Linear, layer))
+        self.project = linear(512 if name == "nature" else 256, dim, gain=1.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images `[batch, *shape]` as `[batch, dim]`."""
+        images = self.scale(self.layout.channels_first(images)).to(self.project.weight.dtype)
+        return self.project(self.network(images))
+
+
 class Scale(nn.Module):
     """Layer that scales images and integers from the finite bounds of their Box space to [0, 1].
 
@@ -252,7 +286,7 @@ def halving_channels(height: int, width: int) -> list[int]:
 
 
 def make_encoder(
-    space: spaces.Space, dim: int, pooling: Pooling = "attention", images: ImageEncoderType = "convolution"
+    space: spaces.Space, dim: int, pooling: Pooling = "attention", images: _AnyImageEncoder = "convolution"
 ) -> nn.Module:
     """Return an encoder of observations of `space`, with output `[batch, dim]`.
 
@@ -294,7 +328,7 @@ class EntityEncoder(nn.Module):
         space: spaces.Space,
         dim: int,
         pooling: Pooling = "attention",
-        images: ImageEncoderType = "convolution",
+        images: _AnyImageEncoder = "convolution",
     ) -> None:
         super().__init__()
         leaves = leaf_spaces(space)

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scrubjay.agents.rl.encoders.choice import UntrustedName
 from scrubjay.experiments import RECIPES, EnvConfig, Run, with_memory
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.recipes.config_file import read_config
@@ -21,7 +22,6 @@ from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.kinds import to_json
 from scrubjay.experiments.strict_yaml import parse_yaml
 from scrubjay.experiments.tasks import environments as names
-from scrubjay.experiments.tasks.environments import UntrustedName
 from scrubjay.memory import list_memories
 
 TINY = {"total_steps": 64, "segment_length": 8, "eval_episodes": 2, "env": {"num_envs": 4}}

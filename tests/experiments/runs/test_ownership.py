@@ -322,6 +322,49 @@ def test_the_module_of_a_wrapper_is_compared_too(command, wrapped_run, call, tmp
     assert not (elsewhere / "harm").exists()
 
 
+ENCODER = """
+from torch import nn
+
+class Embed(nn.Embedding):
+    def forward(self, observation):
+        return super().forward(observation)
+
+def make(space, dim):
+    return Embed(int(space.n), dim)
+"""
+
+
+def test_the_module_of_an_encoder_is_compared_too(here, call, forget, tmp_path, monkeypatch, state_folder):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    Path("own.py").write_text(ENCODER)
+    words = ["--env", "FrozenLake-v1", "--policy.encoder", "own:make", "--memory", "none", "--run-dir", "run"]
+    code, _, err = here("train", "ppo", *words, *SHORT)
+    assert (code, err) == (0, "")
+    forget()
+    for command in sorted(COMMANDS, key=lambda command: command[0] == "resume"):
+        assert call(command) == (0, "")
+    shutil.copytree("run", "copy")
+    shutil.copy("run/config.json", "other.yaml")
+    train = ["train", "--config", "other.yaml", "--total-steps", "64", "--quiet", "--run-dir"]
+    for command in (COMMANDS[0], [*train, "none"]):
+        code, err = call(command, "copy")
+        assert (code, err.count("\n"), "add --trust" in err) == (2, 1, True)
+        assert "encoder 'own:make': " in err
+        assert "own" not in sys.modules
+    assert "other.yaml names it and --policy.encoder does not" in err
+    assert call([*train, "named", "--policy.encoder", "own:make"]) == (0, "")
+    assert call([*COMMANDS[0], "--trust"], "copy") == (0, "")
+    elsewhere.mkdir()
+    (elsewhere / "own.py").write_text(f"import os\nos.makedirs({str(elsewhere / 'harm')!r})\n" + ENCODER)
+    monkeypatch.chdir(elsewhere)
+    code, err = call(COMMANDS[0], home / "run")
+    assert code == 2
+    assert f"the module is {elsewhere / 'own.py'} here and was {home / 'own.py'} in training" in err
+    assert not (elsewhere / "harm").exists()
+
+
 def test_a_wrapper_without_its_module_names_the_folder_of_training(wrapped_run, call):
     Path("own.py").unlink()
     code, err = call(COMMANDS[0])

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
+from scrubjay.agents.rl.encoders.choice import UntrustedName
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, train
-from scrubjay.experiments.tasks.environments import UntrustedName
 from scrubjay.memory import make_config
 
 from ..pictures import assert_picture
