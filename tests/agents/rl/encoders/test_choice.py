@@ -234,9 +234,9 @@ def test_a_factory_receives_the_space_and_the_width(own_module, tmp_path):
     with pytest.raises(ValueError, match=r"'own_encoder:make': .* comes from a file, .*trust=True"):
         Policy.from_pretrained(tmp_path / "policy")
     assert "own_encoder" not in sys.modules
-    loaded = Policy.from_pretrained(tmp_path / "policy", trust=True)
+    again = Policy.from_pretrained(tmp_path / "policy", trust=True)
     for name, value in policy.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value)
+        assert torch.equal(again.state_dict()[name], value)
     card = (tmp_path / "policy" / "README.md").read_text()
     assert "| encoder | `own_encoder:make` |" in card
     assert 'from_pretrained(".", trust=True)' in card
