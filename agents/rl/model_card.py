@@ -68,12 +68,13 @@ def build_card(kind: str, config: Any, spaces: Spaces, origin: Origin) -> str:
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
     where = "" if origin.environment is None else f" that learned in {_code(origin.environment)}"
+    snippet = _build_snippet(kind, origin, spaces.action_masks, is_factory(encoder))
     return (
         f"---\n{_build_front_matter(kind, memory, origin)}---\n\n"
         f"# A policy with the memory `{memory}`\n\n"
         f"A `{kind}` of scrubjay (`pip install scrubjay`){where}.\n\n"
         f"| | |\n| --- | --- |\n{table}\n\n"
-        f"## Use\n\n```python\n{_build_snippet(kind, origin, spaces.action_masks, is_factory(encoder))}```\n\n"
+        f"## Use\n\n```python\n{snippet}```\n\n"
         "Loading runs no code of this folder: `model.safetensors` holds weights, `config.json` values.\n"
     )
 
