@@ -242,6 +242,10 @@ MAX_BYTES = 2**26
 """Maximum size of a file with one object; the largest stores the bounds of all observation elements."""
 MAX_LINES_BYTES = 2**28
 """Maximum size of a JSON-lines file, about half a million updates."""
+MAX_LINES = 2**20
+"""Maximum number of lines of a JSON-lines file. Short lines take a hundred times their size in memory."""
+MAX_LINE = 2**20
+"""Maximum length of a line of a JSON-lines file, in characters."""
 
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 
@@ -318,17 +322,24 @@ def _open_regular(path: Path, max_bytes: int) -> IO[bytes]:
 def read_lines(path: Path) -> list[Fields]:
     """Return the objects in a JSON-lines file; return an empty list if the file does not exist.
 
-    An incomplete last line is skipped. Raises ValueError, naming the line, if any other line holds no object.
+    An incomplete last line is skipped. Raises ValueError, naming the line, if any other line holds no object,
+    or if there are too many lines or one is too long.
     """
     try:
         text = read_untrusted(path, MAX_LINES_BYTES)
     except FileNotFoundError:
         return []
-    return [
-        parse_object(line, f"line {number} of {path}")
-        for number, line in enumerate(text.split("\n")[:-1], 1)
-        if line.strip()
-    ]
+    if (count := text.count("\n")) > MAX_LINES:
+        raise ValueError(f"{path} has {count:,} lines: the limit is {MAX_LINES:,}")
+    objects = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        if len(line) > MAX_LINE:
+            raise ValueError(
+                f"line {number} of {path} has {len(line):,} characters: the limit is {MAX_LINE:,}"
+            )
+        if line.strip():
+            objects.append(parse_object(line, f"line {number} of {path}"))
+    return objects
 
 
 def read_numbers(path: Path) -> Fields:

@@ -50,6 +50,16 @@ def test_a_file_above_the_size_limit_is_not_read(tmp_path):
             read(path)
 
 
+def test_lines_that_would_fill_the_memory_are_not_parsed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "x": [' + "[]," * 500_000 + "1]}\n")
+    with pytest.raises(ValueError, match=r"line 2 of .* has 1,500,021 characters: the limit is 1,048,576"):
+        read_lines(path)
+    path.write_text("{}\n" * (2**20 + 1))
+    with pytest.raises(ValueError, match="has 1,048,577 lines: the limit is 1,048,576"):
+        read_lines(path)
+
+
 def test_reading_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "a.json")
     (tmp_path / "b.json").symlink_to("/dev/zero")
