@@ -73,7 +73,8 @@ def sampler_for(**fields: Any) -> tuple[Policy, Sampler]:
     torch.manual_seed(0)
     config = PolicyConfig(make_config("gru", dim=8), normalize_observations=True, **fields)
     policy = Policy(Wandering.observation_space, Wandering.action_space, config)
-    torch.nn.init.normal_(policy.actor.linear.weight, std=0.7)
+    actor: Any = policy.actor
+    torch.nn.init.normal_(actor.linear.weight, std=0.7)
     envs = SyncVectorEnv([Wandering] * 6, autoreset_mode=AutoresetMode.SAME_STEP)
     return policy, Sampler(envs, policy, 8, seed=3)
 
@@ -125,7 +126,8 @@ def test_only_floating_point_vectors_are_normalized_and_padding_does_not_count()
     assert names == ["objects", "speed", "walls"] == list(normalizer.shapes)
     elements = batch["objects"][mask].double()
     torch.testing.assert_close(normalizer.mean[:2], elements.mean(0), rtol=1e-3, atol=0)  # of 1e-4 + n
-    torch.testing.assert_close(normalizer.count[:2], torch.full((2,), mask.sum() + 1e-4, dtype=torch.float64))
+    count = torch.full((2,), int(mask.sum()) + 1e-4, dtype=torch.float64)
+    torch.testing.assert_close(normalizer.count[:2], count)
     torch.testing.assert_close(normalizer.count[2:], torch.full((7,), 7 + 1e-4, dtype=torch.float64))
     assert normalized["objects"][mask].isfinite().all()
 

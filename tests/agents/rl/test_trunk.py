@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,8 @@ def separate_policy(memory: str = "gru", **fields) -> Policy:
     torch.manual_seed(0)
     config = PolicyConfig(make_config(memory, dim=16), separate_critic=True, **fields)
     policy = Policy(SET, spaces.Discrete(3), config)
-    torch.nn.init.normal_(policy.actor.linear.weight, std=0.7)
+    actor: Any = policy.actor
+    torch.nn.init.normal_(actor.linear.weight, std=0.7)
     return policy
 
 

@@ -99,7 +99,8 @@ def make_teams(num_envs: int = 4, **options: Any) -> ParallelTeams:
 def build(teams: Any, **options: Any) -> Any:
     torch.manual_seed(0)
     policy = TeamPolicyConfig(GRUConfig(dim=8), **options).build(Spaces.from_env(teams))
-    for head in (head for actor in policy.actors for head in actor.heads):
+    actors: Any = policy.actors
+    for head in (head for actor in actors for head in actor.heads):
         torch.nn.init.normal_(head.linear.weight, std=0.7)
     return policy
 

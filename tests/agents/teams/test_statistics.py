@@ -35,7 +35,7 @@ def test_segments_agree_with_the_policy_that_sampled_them(mode: str, memory: str
         learner.update(segment)
         assert not torch.equal(before[0], statistics(policy)[0])
     torch.testing.assert_close(
-        statistics(policy)[2], torch.full((3,), 3.0 * alive.sum() + 1e-4, dtype=torch.float64)
+        statistics(policy)[2], torch.full((3,), 3.0 * int(alive.sum()) + 1e-4, dtype=torch.float64)
     )
 
 

@@ -58,7 +58,8 @@ def test_what_is_said_to_make_a_task_longer_or_larger_does(name):
     "name", recipe_parameters(*[name for name in RECIPES if not RECIPES[name].episode_steps])
 )
 def test_no_episode_is_longer_than_the_windows_of_attention_memories(name):
-    config, steps = RECIPES[name](), RECIPES[name].episode_steps
+    config: Any = RECIPES[name]()
+    steps = RECIPES[name].episode_steps or 0
     with config.env.make() as env:
         env.action_space.seed(0)
         for seed in range(5):
@@ -68,10 +69,11 @@ def test_no_episode_is_longer_than_the_windows_of_attention_memories(name):
                 *_, terminated, truncated, _ = env.step(env.action_space.sample())
                 length, over = length + 1, terminated or truncated
             assert length <= steps
-    defaults = {memory: make_config(memory).window for memory in ("gtrxl", "sink")}
-    for memory, default in defaults.items():
-        assert with_memory(config, memory).memory.window == max(default, steps)
-        assert with_memory(config, make_config(memory, dim=64)).memory.window == default
+    for memory in ("gtrxl", "sink"):
+        default = vars(make_config(memory))["window"]
+        fitted, explicit = with_memory(config, memory), with_memory(config, make_config(memory, dim=64))
+        assert fitted.memory.window == max(default, steps)
+        assert explicit.memory.window == default
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].settings])

@@ -65,9 +65,10 @@ def test_a_run_trains_and_evaluates_with_masks(place, tiny, tmp_path):
         place != "observation"
     )
     assert copy_of_run.policy.action_masks == (place != "observation")
-    scores = evaluate(copy_of_run.policy_for(run.config.env), run.config.env, 6, deterministic=False)
+    env = run.config.env  # pyright: ignore[reportAttributeAccessIssue]
+    scores = evaluate(copy_of_run.policy_for(env), env, 6, deterministic=False)
     assert len(scores.returns) == 6
-    trace = trace_episode(copy_of_run.policy, run.config.env, seed=3)
+    trace = trace_episode(copy_of_run.policy, env, seed=3)
     for step in trace.steps:
         chances = list(step.options.values())
         assert sum(chances) == pytest.approx(1)
@@ -149,6 +150,7 @@ def test_an_export_takes_allowed_actions(form, actions, place, tmp_path):
         return
     program = torch.export.load(str(tmp_path / "policy")).module()
     masks = policy.spaces.masks
+    assert masks is not None
     mask = torch.rand(64, masks.num_actions) < 0.4
     mask[:, np.cumsum(masks.sizes) - 1] = True
     x = torch.randn(64, 3)

@@ -49,7 +49,8 @@ def test_it_is_the_gradient_by_finite_differences(skip):
     def numbers(x, view):
         memory_output, _ = policy.memory(x[None], policy.initial_state(1))
         features = memory_output[0, time] + (view[time] if skip else 0)
-        logits = policy.actor.linear(features)
+        actor: Any = policy.actor
+        logits = actor.linear(features)
         return {"action": logits[actions[time]] - logits.mean(), "value": policy.critic(features)[0]}
 
     width, apart = 1e-5, [part for part in (encodings, skip_features) if part is not None]
@@ -81,7 +82,7 @@ def test_the_value_of_a_separate_critic_looks_back_with_its_own_memory():
     policy = PolicyConfig(make_config("gru", dim=8), separate_critic=True).build(CARDS.spaces()).eval()
     before = maps(policy, CARDS, max_steps=8)
     assert policy.critic_trunk is not None
-    cell = policy.critic_trunk.memory.cell
+    cell: Any = policy.critic_trunk.memory.cell
     with torch.no_grad():  # the update gate stays open: the critic forgets everything at each step
         cell.weight_hh.zero_()
         cell.bias_ih[8:16] = -1e4

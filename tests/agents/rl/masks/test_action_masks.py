@@ -22,20 +22,26 @@ from scrubjay.agents.rl.ppo import PPO, PPOConfig
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory.gru import GRUConfig
 
-ACTIONS = {
+ACTIONS: dict[str, Any] = {
     "discrete": spaces.Discrete(5, start=2),
     "parts": spaces.MultiDiscrete([2, 4, 3], start=[0, 1, -1]),
-    "square": spaces.MultiDiscrete([[2, 2], [2, 2]]),
+    "square": spaces.MultiDiscrete(np.full((2, 2), 2)),
 }
 PLACES = ("observation", "info", "method", "nested")
+
+
+def sizes_of(space: spaces.Space) -> tuple[int, ...]:
+    masks = Spaces(spaces.Discrete(2), space, action_masks=True).masks
+    assert masks is not None
+    return masks.sizes
 
 
 class MaskedEnv(gymnasium.Env):
     """Environment that draws a mask in every step and fails on a forbidden action; reward 1 for the first."""
 
     def __init__(self, place: str = "info", actions: str = "discrete", length: int = 5) -> None:
-        self.place, self.length, self.action_space = place, length, ACTIONS[actions]
-        self.sizes = Spaces(spaces.Discrete(2), self.action_space, action_masks=True).masks.sizes
+        self.place, self.actions, self.length, self.action_space = place, actions, length, ACTIONS[actions]
+        self.sizes = sizes_of(self.action_space)
         vector, mask = spaces.Box(-9, 9, (3,), np.float32), spaces.MultiBinary(sum(self.sizes))
         self.observation_space = {
             "observation": spaces.Dict({"observation": vector, "action_mask": mask}),
@@ -50,7 +56,7 @@ class MaskedEnv(gymnasium.Env):
         return self.offer()
 
     def step(self, action: Any) -> Any:
-        first = np.ravel(action - np.asarray(self.action_space.start))
+        first = np.ravel(action - np.asarray(ACTIONS[self.actions].start))
         indices = np.cumsum((0, *self.sizes))[:-1] + first
         assert self.mask[indices].all(), f"{action} is forbidden by {self.mask}"
         self.time += 1
@@ -136,7 +142,7 @@ def test_all_places_give_the_same_training():
 def test_the_masked_distribution_is_that_of_sb3_contrib(actions):
     """The reference is sb3-contrib's `MaskableCategorical`: torch's Categorical of logits with -1e8."""
     space, features = ACTIONS[actions], torch.randn(7, 8, dtype=torch.double)
-    sizes = Spaces(spaces.Discrete(2), space, action_masks=True).masks.sizes
+    sizes = sizes_of(space)
     head = CategoricalHead(space, 8).double()
     torch.nn.init.normal_(head.linear.weight)
     torch.manual_seed(0)
@@ -298,7 +304,8 @@ def test_invalid_masks_are_refused(place, mask, message, when):
     Wrong.count = 0
     envs = SyncVectorEnv([lambda: Wrong(place, mask, when)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     Wrong.count = 1
-    for number, env in enumerate(envs.envs):
+    wrongs: list[Any] = list(envs.envs)
+    for number, env in enumerate(wrongs):
         env.number = number + 1
     spaces_of_envs = Spaces(
         envs.single_observation_space, envs.single_action_space, action_masks=place != "observation"
