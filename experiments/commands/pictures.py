@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction, arg
 
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.failures import UsageError, bad_input
@@ -20,7 +20,6 @@ from scrubjay.experiments.commands.options import (
     MaxSteps,
     ResponseSteps,
     Trust,
-    Wrappers,
     check_latest,
 )
 
@@ -91,7 +90,9 @@ class PlayOptions:
     coverage: Path | None = None
     """Output file for a coverage map of the team at the end of the episode; its extension sets the format."""
     set: EnvSettings = ()
-    wrap: Wrappers = ()
+    wrap: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="WRAPPER")] = ()
+    """Wrapper of the environment, as in train, such as TimeAwareObservation. Repeat the flag for several. The
+    first one is the innermost."""
     checkpoint: Checkpoint = "latest"
     trust: Trust = False
 

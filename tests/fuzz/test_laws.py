@@ -43,6 +43,11 @@ def find_faults(tmp_path, monkeypatch):
     child.adopt_orphans(False)
 
 
+def die():
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # another test may have a handler
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
 def raise_error(kind, text="a message that says what is wrong"):
     raise kind(text)
 
@@ -117,7 +122,7 @@ LOADERS = {
     ),
     "says nothing": (lambda: raise_error(ValueError, ""), {"message"}),
     "ends its process": (lambda: os._exit(7), {"crash"}),
-    "dies by a signal": (lambda: os.kill(os.getpid(), signal.SIGUSR1), {"signal"}),
+    "dies by a signal": (die, {"signal"}),
     "computes without an end": (loop, {"limit"}),
     "waits for a pipe": (block, {"hang"}),
     "takes memory": (take_memory, {"limit"}),

@@ -230,7 +230,7 @@ def test_the_recipe_alone_asks_for_its_environment(usage_error):
         ("mine:Unable", "action_space of 'right' .* pad_action_space_v0"),
         ("mine:Words", r"observation space Text.* use Box, .* or a Dict or Tuple of these"),
         ("mine:Counted", "action space Box.* is not supported; use Discrete"),
-        ("mine:Acting", "action space Tuple.* is not supported; use Discrete"),
+        ("mine:Acting", "action space Tuple.* is not supported for teams; use Discrete"),
         ("mine:Short", r"observation of 'left' is \[0.\], which does not match its observation_space, Box"),
         (
             "mine:Lacking",

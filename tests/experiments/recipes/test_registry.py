@@ -71,9 +71,9 @@ def test_no_episode_is_longer_than_the_windows_of_attention_memories(name):
             assert length <= steps
     for memory in ("gtrxl", "sink"):
         default = vars(make_config(memory))["window"]
-        fitted, explicit = with_memory(config, memory), with_memory(config, make_config(memory, dim=64))
-        assert fitted.memory.window == max(default, steps)
-        assert explicit.memory.window == default
+        by_name, by_config = with_memory(config, memory), with_memory(config, make_config(memory, dim=64))
+        assert by_name.memory.window == max(default, steps)
+        assert by_config.memory.window == default
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].settings])
