@@ -86,9 +86,9 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
 
     The inputs are the observation (one input per key of a dict), each state tensor, and `start`, which is
     True for environments that begin an episode. A policy with `action_masks` has the masks as its last input.
-    The outputs are the action, the value, and each next state
-    tensor. Raises ValueError if onnx and onnxscript are missing, if the memory uses an operation that ONNX
-    lacks, or if the file does not reproduce the policy.
+    The outputs are the action, the value, and each next state tensor. Raises ValueError if onnx and
+    onnxscript are missing, if the memory uses an operation that ONNX lacks, or if the file does not
+    reproduce the policy.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -124,7 +124,9 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
     ) -> tuple[Tensor, Tensor, State]:
         tensors = [*to_leaves(observation).values(), *state.values(), start, *masks]
         arrays = [tensor.numpy() for tensor in tensors]
-        outputs = session.run(None, dict(zip(session.input_names, arrays, strict=True)))
+        # The evaluator takes the logarithm of the probability 0 of a forbidden action; the mask replaces it.
+        with np.errstate(divide="ignore"):
+            outputs = session.run(None, dict(zip(session.input_names, arrays, strict=True)))
         action, value, *rest = (torch.from_numpy(np.asarray(output)) for output in outputs)
         return action, value, dict(zip(names, rest, strict=True))
 
