@@ -16,6 +16,7 @@ from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.evaluation import Rule, evaluate_team
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
+from scrubjay.experiments.runs.retention import FIELDS
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.statistics import format_interval, group_runs
 from scrubjay.experiments.tasks.teams import find_known_team
@@ -68,7 +69,8 @@ def _measure_table(runs: Sequence[Run], out: Path) -> str:
     scores = {label: [run.result for run in group] for label, group in groups} | _score_rules(
         runs, config, out
     )
-    names = [name for name in next(iter(scores.values()))[0] if name not in _HIDDEN]
+    # Rules do not train, so they have no scores over time.
+    names = [name for name in next(iter(scores.values()))[0] if name not in (*_HIDDEN, *FIELDS)]
     rows = {
         label: [[result[name] for result in results] for name in names] for label, results in scores.items()
     }

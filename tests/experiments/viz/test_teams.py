@@ -14,7 +14,7 @@ def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
     code, _, err = here(
         "compare", "--recipes", "uav-small", "--methods", "gamatr", "mappo", "--seeds", "0", "--jobs",
         "2", "--out", "out", "--", "--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4",
-        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
+        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3", "--eval-every", "24",
     )  # fmt: skip
     assert code == 0, err
     table = (tmp_path / "out" / "table.md").read_text()
