@@ -27,12 +27,11 @@ from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.pretrained import PretrainedPolicy
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.agents.rl.spaces import Spaces
+from scrubjay.agents.rl.trunk import ACTOR, CRITIC, join_states
 from scrubjay.agents.teams.network import AgentTrace, CriticType, TeamCritic, TeamNetwork
 from scrubjay.agents.teams.segment import TeamSegment
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
 from scrubjay.memory.contract.base import add_affixes, select_part
-
-_ACTOR, _CRITIC = "actor/", "critic/"
 
 
 @dataclass(frozen=True)
@@ -224,10 +223,7 @@ class TeamPolicy(PretrainedPolicy):
             actor = self._actors[0].network.initial_state(rows, self.num_agents)
         else:
             actor = _stack_states([actor.network.initial_state(rows) for actor in self._actors])
-        return {
-            **add_affixes(actor, prefix=_ACTOR),
-            **add_affixes(self.critic.network.initial_state(rows, self.num_agents), prefix=_CRITIC),
-        }
+        return join_states(actor, self.critic.network.initial_state(rows, self.num_agents))
 
     @torch.no_grad()
     def step(
@@ -257,12 +253,12 @@ class TeamPolicy(PretrainedPolicy):
         leaves, living = self._prepare(observation, alive)
         distribution, actor = self._distribution(leaves, living, state, start, traces)
         action = distribution.mode() if deterministic else distribution.sample(generator)
-        after, values = {**state, **add_affixes(actor, prefix=_ACTOR)}, None
+        after, values = {**state, **add_affixes(actor, prefix=ACTOR)}, None
         if estimates_values:
-            critic_state = select_part(state, prefix=_CRITIC)
+            critic_state = select_part(state, prefix=CRITIC)
             features, critic_state = self.critic.network.step(leaves, living, critic_state, start)
             values = self.critic(features, living)
-            after |= add_affixes(critic_state, prefix=_CRITIC)
+            after |= add_affixes(critic_state, prefix=CRITIC)
         return TeamPolicyStep(action, distribution.log_prob(action), values, after)
 
     @torch.no_grad()
@@ -275,7 +271,7 @@ class TeamPolicy(PretrainedPolicy):
     ) -> Float[Tensor, "rows agents"]:
         """Return the values of one observation per agent; memory states are not updated."""
         leaves, living = self._prepare(observation, alive)
-        features, _ = self.critic.network.step(leaves, living, select_part(state, prefix=_CRITIC), start)
+        features, _ = self.critic.network.step(leaves, living, select_part(state, prefix=CRITIC), start)
         return self.critic(features, living)
 
     def distribution(self, segment: TeamSegment, agent: int | None = None) -> Distribution:
@@ -287,7 +283,7 @@ class TeamPolicy(PretrainedPolicy):
         """
         leaves, living = self._prepare(segment.observations, segment.alive)
         masks = select_mask(segment.observations, self._masks, self.action_masks)
-        state = detach_state(select_part(segment.state, prefix=_ACTOR))
+        state = detach_state(select_part(segment.state, prefix=ACTOR))
         if self.config.shared:
             (actor,) = self._actors
             features, _ = actor.network(leaves, living, state, segment.starts)
@@ -316,7 +312,7 @@ class TeamPolicy(PretrainedPolicy):
     def values(self, segment: TeamSegment) -> Float[Tensor, "batch time agents"]:
         """Return the values of a segment, with gradients that stop at the start of the segment."""
         leaves, living = self._prepare(segment.observations, segment.alive)
-        state = detach_state(select_part(segment.state, prefix=_CRITIC))
+        state = detach_state(select_part(segment.state, prefix=CRITIC))
         features, _ = self.critic.network(leaves, living, state, segment.starts)
         return self.critic(features, living)
 
@@ -384,7 +380,7 @@ class TeamPolicy(PretrainedPolicy):
         traces: list[AgentTrace] | None,
     ) -> tuple[Distribution, State]:
         """Return the action distribution and the next states of all actors."""
-        state = select_part(state, prefix=_ACTOR)
+        state = select_part(state, prefix=ACTOR)
         masks = select_mask(leaves, self._masks, self.action_masks)
         if self.config.shared:
             (actor,) = self._actors

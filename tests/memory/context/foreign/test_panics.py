@@ -21,11 +21,8 @@ TEXT = "qw" * 40 + "~"
 
 
 @pytest.fixture
-def folder(tmp_path, tiny_chat, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for part in tiny_chat:
-        part.save_pretrained(tmp_path / "model")
-    file = tmp_path / "model" / "tokenizer.json"
+def folder(folder):
+    file = folder / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     split = {"type": "Split", "pattern": {"Regex": SLOW}, "behavior": "Isolated", "invert": False}
     parts = [split, tokenizer["pre_tokenizer"]]
@@ -33,7 +30,7 @@ def folder(tmp_path, tiny_chat, monkeypatch):
     replace = {"type": "Replace", "pattern": {"Regex": SLOW}, "content": ""}
     tokenizer["decoder"] = {"type": "Sequence", "decoders": [tokenizer["decoder"], replace]}
     file.write_text(json.dumps(tokenizer))
-    return tmp_path / "model"
+    return folder
 
 
 def test_a_panic_on_a_text_is_a_value_error_that_names_the_model(folder, tiny_chat):

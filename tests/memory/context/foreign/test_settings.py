@@ -37,14 +37,6 @@ WRONG = [
 ]
 
 
-@pytest.fixture
-def folder(tmp_path, tiny_chat, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for part in tiny_chat:
-        part.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def change(file: Path, **fields: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 

@@ -19,14 +19,6 @@ from ....fuzz.samples import make_samples
 pytestmark = pytest.mark.requires("transformers")
 
 
-@pytest.fixture
-def folder(tmp_path, tiny_chat, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for part in tiny_chat:
-        part.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def records(folder: Path) -> list[Path]:
     return [*folder.parent.glob("state/scrubjay/models/*")]
 
