@@ -10,8 +10,6 @@ from gymnasium.vector import SyncVectorEnv
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.experiments import EnvConfig, Run
 
-SIZES = ["--env.num-envs", "2", "--segment-length", "8", "--policy.memory.dim", "16"]
-SIZES += ["--learner.num-minibatches", "1"]
 # An episode of random play lasts 1,000 steps or more.
 SHORT = ["--env.kwargs", "max_episode_steps", 12]
 
@@ -25,15 +23,10 @@ SHORT = ["--env.kwargs", "max_episode_steps", 12]
         pytest.param(["obs_type", "grayscale"], (210, 160), marks=pytest.mark.slow),
     ],
 )
-def test_pong_trains_resumes_evaluates_and_exports(settings, shape, here, tmp_path):
-    words = ["train", "ppo", "--env", "ale_py:ALE/Pong-v5", *SHORT, *settings, "--run-dir", "run", *SIZES]
-    code, _, err = here(*words, "--total-steps", 64, "--eval-episodes", 0, "--quiet")
-    assert code == 0, err
-    code, _, err = here("resume", "run", "--total-steps", 96, "--quiet")
-    assert code == 0, err
-    code, out, err = here("eval", "run", "--episodes", 2)
-    assert code == 0, err
-    assert "ale_py:ALE/Pong-v5" in out
+def test_pong_trains_resumes_evaluates_and_exports(
+    settings, shape, train_resume_and_evaluate, here, tmp_path
+):
+    train_resume_and_evaluate("ale_py:ALE/Pong-v5", *SHORT, *settings)
     code, _, err = here("export", "run")
     assert code == 0, err
     code, _, err = here("export", "run", "--pretrained")

@@ -12,31 +12,16 @@ from scrubjay.envs import TextObservation
 from scrubjay.experiments import EnvConfig, Run
 from scrubjay.experiments.tasks import environments as names
 
+from .conftest import SIZES
+
 pytestmark = pytest.mark.requires("minigrid")
 
 NAME = "minigrid:MiniGrid-Fetch-5x5-N2-v0"
-SIZES = [
-    "--env.num-envs",
-    2,
-    "--segment-length",
-    8,
-    "--policy.memory.dim",
-    16,
-    "--learner.num-minibatches",
-    1,
-]
 
 
 @pytest.mark.parametrize("text", ["encode", "drop"])
-def test_a_policy_trains_resumes_and_acts(text, here, tmp_path):
-    words = ["train", "ppo", "--env", NAME, "--env.text", text, "--run-dir", "run", *SIZES]
-    code, _, err = here(*words, "--total-steps", 64, "--eval-episodes", 0, "--quiet")
-    assert code == 0, err
-    code, _, err = here("resume", "run", "--total-steps", 96, "--quiet")
-    assert code == 0, err
-    code, out, err = here("eval", "run", "--episodes", 2)
-    assert code == 0, err
-    assert NAME in out
+def test_a_policy_trains_resumes_and_acts(text, train_resume_and_evaluate, tmp_path):
+    train_resume_and_evaluate(NAME, "--env.text", text)
     policy = Run.load(tmp_path / "run").policy
     env = TextObservation(gymnasium.make(NAME), text)
     observation, _ = env.reset(seed=0)
