@@ -65,6 +65,11 @@ class LearnerConfig(ABC):
         """
 
     @property
+    def sampled_burn_in(self) -> int:
+        """Number of earlier segments whose steps `update` needs with each segment; the base class has 0."""
+        return 0
+
+    @property
     def min_rows(self) -> int:
         """Minimum batch size of an update, in environments."""
         return 1 if self.min_rows_field is None else getattr(self, self.min_rows_field)

@@ -28,7 +28,7 @@ from scrubjay.agents.rl.masks.action_masks import drop_mask, select_mask
 from scrubjay.agents.rl.normalization import ObservationNormalizer
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.pretrained import PretrainedPolicy
-from scrubjay.agents.rl.segment import Observation, Segment
+from scrubjay.agents.rl.segment import BurnIn, Observation, Segment
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.rl.trunk import ACTOR, CRITIC, SeparateSteppers, Trunk, join_states
 from scrubjay.memory import MemoryConfig, State, make_config
@@ -352,6 +352,14 @@ class Policy(Trunk, PretrainedPolicy):
         log_probs, entropy = distribution.log_prob(segment.actions), distribution.entropy()
         auxiliary = {name: head(features, segment) for name, head in self.auxiliary.items()}
         return Evaluation(log_probs, entropy, values, reconstruction_loss, auxiliary, distribution)
+
+    @torch.no_grad()
+    def replay(self, burn_in: BurnIn) -> State:
+        """Return the memory state after the steps of `burn_in` under the current weights."""
+        leaves = to_leaves(self.normalize(burn_in.observations))
+        observations = from_leaves({key: leaf.flatten(0, 1) for key, leaf in leaves.items()})
+        shape = (burn_in.starts.shape[0], burn_in.starts.shape[1])
+        return self.head_inputs(observations, shape, burn_in.state, burn_in.starts)[-1]
 
     def head_inputs(
         self,

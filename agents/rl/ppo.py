@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -74,6 +75,10 @@ class PPOConfig(ScheduleConfig):
     skipped; None for no limit."""
     anneal: bool = False
     """Decay the learning rate linearly to 0."""
+    burn_in_segments: int = 0
+    """Segments before each segment that are replayed under the current weights before each epoch, without
+    gradients. The memory state at the start of the segment is then that of the current weights, if the
+    episode began in these segments. 0 uses the state from sampling time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +92,8 @@ class PPOConfig(ScheduleConfig):
         for name in (*(f"{weight}_coefficient" for weight in weights), "least_deviation"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: must be finite and not negative")
+        if self.burn_in_segments < 0:
+            raise ValueError(f"burn_in_segments={self.burn_in_segments}: must not be negative")
         if self.least_deviation and not self.normalize_advantage:
             raise ValueError(f"least_deviation={self.least_deviation}: requires normalize_advantage=True")
         if self.target_kl is not None and not self.target_kl > 0:
@@ -96,6 +103,11 @@ class PPOConfig(ScheduleConfig):
                 f"learning_rate={self.learning_rate}, clip={self.clip}, max_grad_norm={self.max_grad_norm}: "
                 "all must be positive, and the learning rate finite"
             )
+
+    @property
+    def sampled_burn_in(self) -> int:
+        """Number of earlier segments whose steps `update` needs with each segment."""
+        return self.burn_in_segments
 
     @property
     def has_schedule(self) -> bool:
@@ -122,8 +134,9 @@ class PPO:
     Implements equations 7 and 9 of Schulman et al. 2017 (arXiv 1707.06347), without clipping of the value
     loss. The optional log barrier is from Agarwal et al. 2021 (arXiv 1908.00261). As the probability of an
     action goes to 0, the gradient of the entropy vanishes, but the gradient of the barrier does not. Each
-    segment starts from its stored memory state, through which no gradient flows. A minibatch has the whole
-    segments of some environments.
+    segment starts from its stored memory state, through which no gradient flows, or with `burn_in_segments`
+    from a state that is computed again before each epoch (Kapturowski et al. 2019, R2D2, section 3). A
+    minibatch has the whole segments of some environments.
 
     With `peers`, learners in several processes compute one update together. Each learner has a part of the
     batch, and all learners have the same seed. Minibatches, gradients and the normalization of advantages
@@ -166,9 +179,16 @@ class PPO:
     def update(self, segment: Segment) -> dict[str, float]:
         """Take up to `epochs * num_minibatches` gradient steps; return metrics, averaged over the steps.
 
-        Raises ValueError if the batch has fewer environments than minibatches or a reward is not finite.
+        Raises ValueError if the batch has fewer environments than minibatches, a reward is not finite, or
+        the segment lacks the steps for `burn_in_segments`.
         """
         segment.check_rewards()
+        burn_in = segment.burn_in if self.config.burn_in_segments else None
+        if self.config.burn_in_segments and burn_in is None:
+            raise ValueError(
+                f"burn_in_segments={self.config.burn_in_segments}: the segment has no earlier steps; pass "
+                "burn_in_segments to its Sampler, too"
+            )
         if self._scale is not None:
             segment = self._scale(segment)
         advantages, returns = self.advantages(segment)
@@ -178,6 +198,8 @@ class PPO:
         history: list[dict[str, Tensor]] = []
         for _ in range(config.epochs):
             epoch = []
+            if burn_in is not None:
+                segment = dataclasses.replace(segment, state=self.policy.replay(burn_in))
             for index in minibatches(total, 1, config.num_minibatches, self.generator):
                 own = index[(index >= first) & (index < first + segment.num_rows)] - first
                 share = len(own) / len(index)

@@ -6,6 +6,8 @@ import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -16,7 +18,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from torch import Tensor
 
-from scrubjay.agents.rl.observations import check_finite, check_rewards, find_outside, from_leaves, leaf_dtype
+from scrubjay.agents.rl.observations import (
+    check_finite,
+    check_rewards,
+    find_outside,
+    from_leaves,
+    leaf_dtype,
+    to_leaves,
+)
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.rollout import (
     ActorInput,
@@ -27,7 +36,7 @@ from scrubjay.agents.rl.rollout import (
     VectorEnvs,
     rollout,
 )
-from scrubjay.agents.rl.segment import BaseSegment, Segment
+from scrubjay.agents.rl.segment import BaseSegment, BurnIn, Segment
 
 _log = logging.getLogger(__name__)
 
@@ -248,15 +257,18 @@ class BaseSampler(ABC):
 class Sampler(BaseSampler):
     """Sampler of segments, which have `segment_length` steps of every environment.
 
-    Each segment continues from the memory states at the end of the segment before. Everything except the
-    environment is computed on the policy's device. Raises ValueError if the autoreset mode of `env` is not
+    Each segment continues from the memory states at the end of the segment before. It has the steps of
+    `burn_in_segments` earlier segments as `burn_in`. Everything except the environment is computed on the
+    policy's device. Raises ValueError if the autoreset mode of `env` is not
     `AutoresetMode.SAME_STEP` or if `segment_length` is below 1. Raises EnvFaultError if an index in
     an observation is not in its space, or if a number in an observation or a reward is not finite.
     """
 
     segment_class = Segment
 
-    def __init__(self, env: VectorEnv, policy: Policy, segment_length: int, seed: int = 0) -> None:
+    def __init__(
+        self, env: VectorEnv, policy: Policy, segment_length: int, seed: int = 0, burn_in_segments: int = 0
+    ) -> None:
         # Gymnasium's vector environments modify shared metadata, so their attribute is read first.
         mode = getattr(env, "autoreset_mode", env.metadata.get("autoreset_mode"))
         if mode != AutoresetMode.SAME_STEP:
@@ -266,7 +278,61 @@ class Sampler(BaseSampler):
                 "autoreset_mode='SameStep'). For all others use gymnasium.make_vec(..., "
                 "vectorization_mode='sync', vector_kwargs={'autoreset_mode': 'SameStep'})"
             )
+        if burn_in_segments < 0:
+            raise ValueError(f"burn_in_segments={burn_in_segments}: must not be negative")
+        self._history: deque[BurnIn] = deque(maxlen=burn_in_segments)
         super().__init__(env, VectorEnvs(env, policy.action_masks), policy, segment_length, seed)
+
+    def collect(self) -> Segment:
+        """Collect and return the next segment. Later calls do not change its tensors."""
+        segment: Segment = super().collect()
+        if self._history:
+            segment.burn_in = _join_steps(self._history)
+            self._history.append(BurnIn(segment.observations, segment.starts, segment.state))
+        return segment
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the sampler's state: tensors, plain values and, if available, the environment's state."""
+        history = [
+            {
+                "observations": {key: leaf.clone() for key, leaf in to_leaves(steps.observations).items()},
+                "starts": steps.starts.clone(),
+                "state": {key: value.clone() for key, value in steps.state.items()},
+            }
+            for steps in self._history
+        ]
+        return super().get_state() | ({"history": history} if history else {})
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore a state that `get_state` returned. If `restores_env` is False, every environment is reset.
+
+        The policy's weights must be restored first. Raises ValueError if `state` is from a sampler with
+        another number of environments or of `burn_in_segments`.
+        """
+        history = state.get("history", [])
+        if len(history) != len(self._history):
+            raise ValueError(
+                f"the state has burn_in_segments={len(history)}; this sampler has {len(self._history)}"
+            )
+        super().set_state(state)
+        if state["env"] is not None and self.restores_env:
+            self._history.extend(
+                BurnIn(from_leaves(steps["observations"]), steps["starts"], steps["state"]).to(
+                    self.policy.device
+                )
+                for steps in history
+            )
+
+    def _begin(self, seed: int) -> None:
+        super()._begin(seed)
+        shape, device = (self.num_envs, self.segment_length), self.policy.device
+        # Each of these steps starts an episode, as does the first step after them: they change no state.
+        steps = BurnIn(
+            from_leaves({key: leaf.zero_() for key, leaf in self._empty_leaves(*shape).items()}),
+            torch.ones(shape, dtype=torch.bool),
+            self._state,
+        ).to(device)
+        self._history.extend([steps] * (self._history.maxlen or 0))
 
     @property
     def restores_env(self) -> bool:
@@ -281,6 +347,16 @@ class Sampler(BaseSampler):
 
     def _load_env(self, state: Any) -> None:
         load_env(self.env, state)
+
+
+def _join_steps(history: Sequence[BurnIn]) -> BurnIn:
+    """Return the steps of consecutive segments as one, with the memory state before the first of them."""
+    leaves = [to_leaves(steps.observations) for steps in history]
+    return BurnIn(
+        from_leaves({key: torch.cat([leaf[key] for leaf in leaves], dim=1) for key in leaves[0]}),
+        torch.cat([steps.starts for steps in history], dim=1),
+        history[0].state,
+    )
 
 
 def _batch_first(array: np.ndarray, device: torch.device) -> Tensor:

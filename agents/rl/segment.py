@@ -16,8 +16,37 @@ Observation = Tensor | dict[str, Tensor]
 """A tensor, or for Dict and Tuple spaces a flat dict of tensors whose nested keys are joined by "/"."""
 
 
-class BaseSegment:
-    """Base class of segments: dataclasses of tensors and flat dicts of tensors, with the batch axis first."""
+class Batch:
+    """Base class of dataclasses of tensors and flat dicts of tensors with the batch axis first.
+
+    A field can also be another batch, or None.
+    """
+
+    def rows(self, index: Int[Tensor, "rows"]) -> Self:
+        """Return a copy that has only the batch rows `index`, in the order of `index`."""
+        return self._combine(lambda value: value.index_select(0, index), self)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch with all tensors on `device`."""
+        return self._combine(lambda value: value.to(device), self)
+
+    @classmethod
+    def _combine(cls, function: Callable[..., Tensor], *batches: Self) -> Self:
+        """Return the batch with `function` of the tensors of all `batches` as each of its tensors."""
+        combined: dict[str, Any] = {}
+        for field in fields(cls):  # pyright: ignore[reportArgumentType]  (subclasses are dataclasses)
+            parts = [getattr(batch, field.name) for batch in batches]
+            if isinstance(parts[0], dict):
+                combined[field.name] = {key: function(*(part[key] for part in parts)) for key in parts[0]}
+            elif isinstance(parts[0], Batch):
+                combined[field.name] = parts[0]._combine(function, *parts)
+            else:
+                combined[field.name] = None if parts[0] is None else function(*parts)
+        return cls(**combined)
+
+
+class BaseSegment(Batch):
+    """Base class of segments."""
 
     rewards: Tensor
 
@@ -26,10 +55,6 @@ class BaseSegment:
         """Batch size: number of environments."""
         return self.rewards.shape[0]
 
-    def rows(self, index: Int[Tensor, "rows"]) -> Self:
-        """Return a segment that has only the batch rows `index`, in the order of `index`."""
-        return self._combine(lambda value: value.index_select(0, index), self)
-
     def check_rewards(self) -> None:
         """Raise ValueError if a reward is NaN or infinite, before it makes all weights NaN."""
         bad = (~self.rewards.isfinite() & self._acts()).nonzero()
@@ -37,10 +62,6 @@ class BaseSegment:
             row, step, *_ = bad[0].tolist()
             reward = self.rewards[tuple(bad[0])].item()
             raise ValueError(f"the reward in row {row} at step {step} is {reward}; rewards must be finite")
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the segment with all tensors on `device`."""
-        return self._combine(lambda value: value.to(device), self)
 
     @classmethod
     def cat(cls, segments: Sequence[Self]) -> Self:
@@ -59,17 +80,17 @@ class BaseSegment:
         """Return a mask, broadcastable to the rewards, that is True where rewards have a meaning."""
         return torch.ones((), dtype=torch.bool, device=self.rewards.device)
 
-    @classmethod
-    def _combine(cls, function: Callable[..., Tensor], *segments: Self) -> Self:
-        """Return the segment with `function` of the tensors of all `segments` as each of its tensors."""
-        tensors: dict[str, Any] = {}
-        for field in fields(cls):  # pyright: ignore[reportArgumentType]  (subclasses are dataclasses)
-            parts = [getattr(segment, field.name) for segment in segments]
-            if isinstance(parts[0], dict):
-                tensors[field.name] = {key: function(*(part[key] for part in parts)) for key in parts[0]}
-            else:
-                tensors[field.name] = function(*parts)
-        return cls(**tensors)
+
+@dataclass
+class BurnIn(Batch):
+    """Steps before a segment, from which the memory state at its start can be computed again."""
+
+    observations: Observation
+    """Observation before each action, `[batch, time, ...]`."""
+    starts: Bool[Tensor, "batch time"]
+    """True where the observation is the first of an episode."""
+    state: State
+    """Memory state before the first of these steps, at sampling time."""
 
 
 @dataclass
@@ -105,6 +126,8 @@ class Segment(BaseSegment):
     """Value of the observation that follows the segment."""
     state: State
     """Memory state before the first step."""
+    burn_in: BurnIn | None = None
+    """The steps before the segment, if the sampler keeps them."""
 
     @property
     def num_steps(self) -> int:

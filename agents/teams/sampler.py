@@ -123,8 +123,15 @@ class TeamSampler(BaseSampler):
         return TeamEpisodeStats(**{**fields, "returns": tuple(fields["returns"])})
 
 
-def make_sampler(env: Any, policy: Any, segment_length: int, seed: int = 0) -> BaseSampler:
-    """Return the sampler of an environment and its policy, for a team or for a single agent."""
-    if isinstance(policy, TeamPolicy):
-        return TeamSampler(env, policy, segment_length, seed)
-    return Sampler(env, policy, segment_length, seed)
+def make_sampler(
+    env: Any, policy: Any, segment_length: int, seed: int = 0, burn_in_segments: int = 0
+) -> BaseSampler:
+    """Return the sampler of an environment and its policy, for a team or for a single agent.
+
+    Raises ValueError if the policy is a team's and `burn_in_segments` is not 0.
+    """
+    if not isinstance(policy, TeamPolicy):
+        return Sampler(env, policy, segment_length, seed, burn_in_segments)
+    if burn_in_segments:
+        raise ValueError(f"burn_in_segments={burn_in_segments}: must be 0 for teams")
+    return TeamSampler(env, policy, segment_length, seed)

@@ -298,7 +298,11 @@ class LocalEngine(PolicyEngine):
         )
         self.learner = config.planned_learner.build(self.model, derive_seed(config.seed, "minibatches"))
         self.sampler = make_sampler(
-            self._envs, self.model, config.segment_length, derive_seed(config.seed, "sampling")
+            self._envs,
+            self.model,
+            config.segment_length,
+            derive_seed(config.seed, "sampling"),
+            config.learner.sampled_burn_in,
         )
 
     def _learn(self) -> tuple[int, dict[str, float]]:

@@ -195,12 +195,19 @@ class RLConfig(Experiment):
         policy = sketch(lambda: self.build_policy(spaces), MEMORY_LIMIT)
         spaces_of_one = [*leaf_spaces(spaces.observation).values(), *leaf_spaces(spaces.action).values()]
         numbers = _PER_STEP + sum(math.prod(space.shape or ()) for space in spaces_of_one)
-        steps = rows * self.segment_length * (spaces.num_agents or 1)
+        length = self.segment_length * (1 + self.learner.sampled_burn_in)
+        steps = rows * length * (spaces.num_agents or 1)
         return {
             f"policy.memory={type(self.memory).__name__}": _COPIES * nbytes(policy.state_dict()),
             f"policy.memory of env.num_envs={rows:,}": state_nbytes(policy, rows),
-            f"env.num_envs={rows:,}, segment_length={self.segment_length:,}": _NUMBER * steps * numbers,
+            f"env.num_envs={rows:,}, {self._describe_length()}": _NUMBER * steps * numbers,
         }
+
+    def _describe_length(self) -> str:
+        """Return the settings on which the number of steps in memory depends."""
+        burn_in = self.learner.sampled_burn_in
+        segments = f", learner.burn_in_segments={burn_in:,}" if burn_in else ""
+        return f"segment_length={self.segment_length:,}{segments}"
 
     def check(self, ray: RayOptions | None = None) -> EnvFacts:
         """Build policy and learner once, and take a few environment steps. Return the environment's facts.

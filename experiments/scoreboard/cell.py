@@ -31,7 +31,7 @@ from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.evaluation import evaluate_actor
 from scrubjay.experiments.runs.metrics import read_last_row
 from scrubjay.experiments.runs.reinforcement import TrainConfig
-from scrubjay.experiments.scoreboard.contenders import PEERS, Settings, make_train_config
+from scrubjay.experiments.scoreboard.contenders import PEERS, SHARED, Settings, make_train_config
 from scrubjay.experiments.scoreboard.protocol import TASKS
 from scrubjay.experiments.scoreboard.recurrent_ppo import RecurrentPPOActor, make_arguments, train_peer
 from scrubjay.experiments.training import run_training
@@ -127,7 +127,7 @@ def _train_peer(
     """Train RecurrentPPO; return its actor, the mean return of the last episodes, and its settings."""
     arguments = make_arguments(config, with_defaults=cell.contender == "recurrent_ppo_defaults")
     names = {"learning_rate": "learning_rate", "entropy_coefficient": "ent_coef"}
-    arguments |= {names[name]: value for name, value in settings.overrides.items()}
+    arguments |= {names[name]: value for name, value in settings.overrides(*SHARED).items()}
     model, training_score = train_peer(config, arguments, _watch_parent())
     return RecurrentPPOActor(model, not settings.stochastic), training_score, arguments
 

@@ -24,6 +24,11 @@ CONTENDERS = (*MEMORIES, *PEERS)
 DIM = 64
 """Width of every network."""
 
+SHARED = ("learning_rate", "entropy_coefficient")
+"""Settings of the learner that all contenders have."""
+OWN = ("least_deviation", "burn_in_segments")
+"""Settings of the learner that only Scrubjay has."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -37,15 +42,20 @@ class Settings:
     """Sample the actions of the final evaluation, instead of the most likely actions."""
     num_envs: int = 16
     """Parallel environments."""
+    segment_length: int = 64
+    """Steps of each environment between two updates."""
     learning_rate: float | None = None
     """Learning rate of all contenders; default: that of each contender."""
     entropy_coefficient: float | None = None
     """Coefficient of the entropy bonus of all contenders; default: that of each contender."""
+    least_deviation: float | None = None
+    """Setting of the same name of Scrubjay's PPO; RecurrentPPO lacks it."""
+    burn_in_segments: int | None = None
+    """Setting of the same name of Scrubjay's PPO; RecurrentPPO lacks it."""
 
-    @property
-    def overrides(self) -> dict[str, float]:
-        """Settings of the learner that are set for all contenders."""
-        values = {name: getattr(self, name) for name in ("learning_rate", "entropy_coefficient")}
+    def overrides(self, *names: str) -> dict[str, float]:
+        """Return those of these settings of the learner that are set for all contenders."""
+        values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -56,13 +66,14 @@ def make_train_config(task: Task, memory: str, seed: int, settings: Settings) ->
     if isinstance(memory_config, HCAMConfig):
         chunks = -(-task.episode_steps // memory_config.chunk_size)
         memory_config = dataclasses.replace(memory_config, num_chunks=max(memory_config.num_chunks, chunks))
-    overrides: dict[str, Any] = settings.overrides
+    overrides: dict[str, Any] = settings.overrides(*SHARED, *OWN)
     return dataclasses.replace(
         base.with_memory(memory_config),
         recipe=f"scoreboard-{task.name}",
         env=task.env(settings.num_envs),
         learner=dataclasses.replace(base.learner, **overrides),
         total_steps=settings.steps,
+        segment_length=settings.segment_length,
         seed=seed,
         eval_episodes=0,  # the scoreboard evaluates all contenders itself
         device="cpu",

@@ -19,7 +19,7 @@ from scrubjay.experiments.files import read_object
 from scrubjay.experiments.launch.parallel import LOG, last_line, run_commands, start_module
 from scrubjay.experiments.measurements import Records
 from scrubjay.experiments.scoreboard.cell import ROW, Cell
-from scrubjay.experiments.scoreboard.contenders import CONTENDERS, MEMORIES, PEERS, Settings
+from scrubjay.experiments.scoreboard.contenders import CONTENDERS, MEMORIES, OWN, PEERS, Settings
 from scrubjay.experiments.scoreboard.protocol import TASKS
 from scrubjay.experiments.scoreboard.tasks import SCOREBOARD
 
@@ -47,7 +47,9 @@ class Options:
     def check(self) -> None:
         """Raise ValueError on an invalid option, or if a package is missing."""
         check_at_least(self, 1, "jobs")
-        check_at_least(self.settings, 1, "steps", "episodes", "num_envs")
+        check_at_least(self.settings, 1, "steps", "episodes", "num_envs", "segment_length")
+        if set(self.contenders) & set(PEERS) and (own := self.settings.overrides(*OWN)):
+            raise ValueError(f"RecurrentPPO has no {' or '.join(own)}; leave it out of the contenders")
         for flag, names, choices in (("task", self.tasks, TASKS), ("contender", self.contenders, CONTENDERS)):
             for name in names:
                 if name not in choices:

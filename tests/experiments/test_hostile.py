@@ -223,6 +223,7 @@ def test_the_memory_of_a_policy_is_bounded(tiny, tmp_path):
     [
         (("env", "num_envs"), 10**9),
         (("segment_length",), 10**12),
+        (("learner", "burn_in_segments"), 10**9),
         (("policy", "memory", "dim"), 10**6),
         (("env", "kwargs", "corridor_length"), 10**9),
     ],

@@ -39,7 +39,8 @@ def tensors(segment: Segment) -> dict[str, torch.Tensor]:
     fields_by_name = {}
     for field in fields(segment):
         value = getattr(segment, field.name)
-        fields_by_name |= value if isinstance(value, dict) else {field.name: value}
+        if value is not None:
+            fields_by_name |= value if isinstance(value, dict) else {field.name: value}
     return fields_by_name
 
 

@@ -80,6 +80,7 @@ def test_without_other_processes_it_equals_the_local_run_bit_for_bit(memory, tin
 def test_nested_actions_train_as_on_the_local_engine(processes, tiny, cluster, tmp_path, assert_same):
     shutil.copy(ROBOTS, cluster)
     config = tiny(env=EnvConfig("robots:Robot", num_envs=4))
+    config = config.with_learner(dataclasses.replace(config.learner, burn_in_segments=2))
     result = train(config, tmp_path / "ray", ray=RayOptions(processes, processes))
     assert_same(result, train(config, tmp_path / "local"))
 

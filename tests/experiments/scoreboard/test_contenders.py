@@ -34,8 +34,9 @@ def test_every_memory_covers_the_episode_and_is_otherwise_its_default(memory):
 
 
 def test_settings_of_all_contenders_replace_those_of_the_learner():
-    settings = Settings(learning_rate=1e-3, entropy_coefficient=0.0, num_envs=4)
+    own = {"learning_rate": 1e-3, "entropy_coefficient": 0.0, "least_deviation": 0.5, "burn_in_segments": 2}
+    settings = Settings(**own, num_envs=4, segment_length=16)
     config = make_train_config(TASKS["cartpole"], "gru", 0, settings)
     default = RECIPES["ppo"]().learner
-    assert config.learner == dataclasses.replace(default, learning_rate=1e-3, entropy_coefficient=0.0)
-    assert config.env.num_envs == 4
+    assert config.learner == dataclasses.replace(default, **own)
+    assert (config.env.num_envs, config.segment_length) == (4, 16)

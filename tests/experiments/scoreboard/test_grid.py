@@ -33,6 +33,8 @@ def test_options_are_checked(tmp_path, capsys):
     assert "unknown contender 'lstn'" in capsys.readouterr().err
     assert main([*out, *WORDS, "--jobs", "0"]) == 2
     assert "jobs=0" in capsys.readouterr().err
+    assert main([*out, "--tasks", "cartpole", "--burn-in-segments", "1"]) == 2
+    assert "RecurrentPPO has no burn_in_segments" in capsys.readouterr().err
     assert main([*out, "--report"]) == 2
     assert "has no rows" in capsys.readouterr().err
     assert not (tmp_path / "board" / "rows.jsonl").exists()
