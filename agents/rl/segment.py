@@ -33,16 +33,16 @@ class Batch:
     @classmethod
     def _combine(cls, function: Callable[..., Tensor], *batches: Self) -> Self:
         """Return the batch with `function` of the tensors of all `batches` as each of its tensors."""
-        combined: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
         for field in fields(cls):  # pyright: ignore[reportArgumentType]  (subclasses are dataclasses)
             parts = [getattr(batch, field.name) for batch in batches]
             if isinstance(parts[0], dict):
-                combined[field.name] = {key: function(*(part[key] for part in parts)) for key in parts[0]}
+                tensors[field.name] = {key: function(*(part[key] for part in parts)) for key in parts[0]}
             elif isinstance(parts[0], Batch):
-                combined[field.name] = parts[0]._combine(function, *parts)
+                tensors[field.name] = parts[0]._combine(function, *parts)
             else:
-                combined[field.name] = None if parts[0] is None else function(*parts)
-        return cls(**combined)
+                tensors[field.name] = None if parts[0] is None else function(*parts)
+        return cls(**tensors)
 
 
 class BaseSegment(Batch):

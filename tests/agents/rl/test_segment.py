@@ -85,8 +85,8 @@ def test_a_replay_under_the_same_weights_ends_in_the_stored_state(
         segment = sampler.collect()
         assert segment.burn_in is not None
         assert segment.burn_in.starts.shape == (5, 4 * count)
-        refreshed = replace(segment, state=policy.replay(segment.burn_in))
-        for one, other in zip(policy.evaluate(refreshed)[:3], policy.evaluate(segment)[:3], strict=True):
+        segment_of_replay = replace(segment, state=policy.replay(segment.burn_in))
+        for one, other in zip(policy.evaluate(segment_of_replay)[:3], policy.evaluate(segment)[:3], strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
@@ -116,9 +116,9 @@ def test_a_replay_computes_the_state_of_the_new_weights(
             observations.flatten(0, 1), (1, starts.shape[1]), policy.initial_state(1), starts
         )
         expected = policy.critic(features).squeeze(-1)[:, 6 - begin :]
-        refreshed = replace(segment, state=policy.replay(segment.burn_in))
+        segment_of_replay = replace(segment, state=policy.replay(segment.burn_in))
         torch.testing.assert_close(
-            policy.evaluate(refreshed).values[row : row + 1], expected, atol=1e-5, rtol=1e-4
+            policy.evaluate(segment_of_replay).values[row : row + 1], expected, atol=1e-5, rtol=1e-4
         )
 
 
@@ -153,10 +153,10 @@ def test_a_restored_sampler_has_the_same_burn_in(
         sampler.collect()
     state = sampler.get_state()
     expected = [sampler.collect(), sampler.collect(), sampler.collect()]
-    restored = Sampler(scripted_envs(3), policy, 4, burn_in_segments=2)
-    restored.set_state(state)
+    other_sampler = Sampler(scripted_envs(3), policy, 4, burn_in_segments=2)
+    other_sampler.set_state(state)
     for segment in expected:
-        one, other = leaves(restored.collect()), leaves(segment)
+        one, other = leaves(other_sampler.collect()), leaves(segment)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
     with pytest.raises(ValueError, match="burn_in_segments=2; this sampler has 1"):
