@@ -86,7 +86,9 @@ def test_a_replay_under_the_same_weights_ends_in_the_stored_state(
         assert segment.burn_in is not None
         assert segment.burn_in.starts.shape == (5, 4 * count)
         segment_of_replay = replace(segment, state=policy.replay(segment.burn_in))
-        for one, other in zip(policy.evaluate(segment_of_replay)[:3], policy.evaluate(segment)[:3], strict=True):
+        for one, other in zip(
+            policy.evaluate(segment_of_replay)[:3], policy.evaluate(segment)[:3], strict=True
+        ):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
