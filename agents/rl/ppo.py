@@ -36,8 +36,8 @@ class PPOConfig(ScheduleConfig):
     updates_statistics: ClassVar[bool] = True
     min_rows_field: ClassVar[str | None] = "num_minibatches"
 
-    learning_rate: float = 3e-4
-    """Learning rate of Adam."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam. The default is for networks of width 64; wider ones need a lower rate."""
     gamma: float = 0.99
     """Discount factor; use 1 only if every episode terminates."""
     gae_lambda: float = 0.95
@@ -64,10 +64,11 @@ class PPOConfig(ScheduleConfig):
     """Maximum norm for gradient clipping."""
     normalize_advantage: bool = True
     """Normalize advantages over the whole batch to mean 0 and standard deviation 1."""
-    least_deviation: float = 0.0
+    least_deviation: float = 0.1
     """Minimum of the standard deviation by which `normalize_advantage` divides; 0 for no minimum. A minimum
-    avoids the amplification of small advantages, which are mostly noise once the task is learned."""
-    scale_rewards: bool = False
+    avoids the amplification of small advantages, which are mostly noise once the task is learned. The default
+    is for scaled rewards."""
+    scale_rewards: bool = True
     """Divide rewards by the running root mean square of returns. Values and the value loss then refer to the
     scaled rewards."""
     target_kl: float | None = None
@@ -94,7 +95,8 @@ class PPOConfig(ScheduleConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be finite and not negative")
         if self.burn_in_segments < 0:
             raise ValueError(f"burn_in_segments={self.burn_in_segments}: must not be negative")
-        if self.least_deviation and not self.normalize_advantage:
+        has_minimum = self.least_deviation not in (0, PPOConfig.least_deviation)
+        if has_minimum and not self.normalize_advantage:
             raise ValueError(f"least_deviation={self.least_deviation}: requires normalize_advantage=True")
         if self.target_kl is not None and not self.target_kl > 0:
             raise ValueError(f"target_kl={self.target_kl}: must be positive, or None for no limit")

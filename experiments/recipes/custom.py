@@ -18,7 +18,7 @@ def ppo() -> TrainConfig:
     return TrainConfig(
         env=EnvConfig(""),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        learner=PPOConfig(scale_rewards=True),
+        learner=PPOConfig(),
     )
 
 

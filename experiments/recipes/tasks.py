@@ -29,12 +29,9 @@ def tmaze() -> TrainConfig:
         ),
         policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True, skip=True),
         # The barrier restores exploration if the policy settles on one turn before it uses the cue.
-        # `least_deviation`: once all turns are correct, advantages scaled to deviation 1 would be noise.
         learner=PPOConfig(
-            learning_rate=1e-3,
             anneal=True,
             barrier_coefficient=0.01,
-            least_deviation=0.1,
             num_minibatches=8,
             reconstruction_coefficient=1.0,
         ),
@@ -86,7 +83,7 @@ def tmaze_demo() -> TrainConfig:
     return _gru_config(
         "scrubjay/TMaze-v0",
         {"corridor_length": 20},
-        PPOConfig(learning_rate=1e-3, entropy_coefficient=0.03),
+        PPOConfig(entropy_coefficient=0.03),
         total_steps=240_000,
         segment_length=32,
     )
@@ -95,7 +92,7 @@ def tmaze_demo() -> TrainConfig:
 @recipe("repeat-previous", longer=("num_decks", (1, 2, 5, 10)), episode_steps=51)
 def repeat_previous() -> TrainConfig:
     """Name the suit of the card shown four steps ago."""
-    return _gru_config("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, PPOConfig(learning_rate=1e-3))
+    return _gru_config("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, PPOConfig())
 
 
 @recipe("recall-demo", episode_steps=51)
@@ -111,7 +108,7 @@ def autoencode() -> TrainConfig:
         "scrubjay/Autoencode-v0",
         {"num_cards": 8},
         # Answers do not affect later steps, so a short horizon only reduces noise in the advantages.
-        PPOConfig(learning_rate=1e-3, gamma=0.9),
+        PPOConfig(gamma=0.9),
         clock=True,  # the distance to the queried card depends on the step
     )
 
@@ -218,7 +215,7 @@ def ballet_reconstruction() -> TrainConfig:
     return _gru_config(
         "scrubjay/Ballet-v0",
         {"num_dancers": 2, "delay": 2, "observation": "symbolic"},
-        PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
+        PPOConfig(entropy_coefficient=0.02, reconstruction_coefficient=1.0),
         total_steps=2_000_000,
         reconstruction=True,
     )
@@ -247,7 +244,7 @@ def ballet_probe_8() -> BalletProbeConfig:
 # steps, and 0.99 for the cart-pole task, whose pushes do. Use the recipes with a search of settings:
 # `scrubjay compare --search --recipes popgym-autoencode ...`.
 def _popgym_config(env_id: str, kwargs: dict[str, KwargValue], gamma: float) -> TrainConfig:
-    learner = PPOConfig(learning_rate=1e-3, anneal=True, gamma=gamma)
+    learner = PPOConfig(anneal=True, gamma=gamma)
     return _gru_config(env_id, kwargs, learner, total_steps=1_000_000)
 
 

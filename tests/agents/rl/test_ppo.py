@@ -137,8 +137,8 @@ def test_advantages_that_differ_little_are_not_stretched(
     assert torch.equal(normalized, PPO(policy, PPOConfig()).advantages(segment)[0])
     bounded_advantages, _ = PPO(policy, PPOConfig(least_deviation=2 * deviation)).advantages(segment)
     torch.testing.assert_close(bounded_advantages, (plain - plain.mean()) / (2 * deviation))
-    with pytest.raises(ValueError, match=r"least_deviation=0\.1: .* normalize_advantage=True"):
-        PPOConfig(least_deviation=0.1, normalize_advantage=False)
+    with pytest.raises(ValueError, match=r"least_deviation=0\.2: .* normalize_advantage=True"):
+        PPOConfig(least_deviation=0.2, normalize_advantage=False)
     with pytest.raises(ValueError, match="least_deviation=-1"):
         PPOConfig(least_deviation=-1)
 
