@@ -92,12 +92,16 @@ class RewardScale:
 
     def __call__(self, segment: Segment) -> Segment:
         """Update the statistics with a segment, and return the segment with scaled rewards."""
+        scale = self.update(segment)
+        return segment if scale == 0 else replace(segment, rewards=segment.rewards / scale)
+
+    def update(self, segment: Segment) -> float:
+        """Update the statistics with a segment; return the root mean square of all returns so far."""
         returns = discounted_returns(segment.rewards, segment.terminated, segment.truncated, self._gamma)
         mean, deviation = self._peers.moments(returns)
         self._total += (mean.square() + deviation.square()).item()
         self._segments += 1
-        scale = math.sqrt(self._total / self._segments)
-        return segment if scale == 0 else replace(segment, rewards=segment.rewards / scale)
+        return math.sqrt(self._total / self._segments)
 
     def get_state(self) -> dict[str, Any]:
         """Return the running statistics."""

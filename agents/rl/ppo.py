@@ -65,9 +65,9 @@ class PPOConfig(ScheduleConfig):
     normalize_advantage: bool = True
     """Normalize advantages over the whole batch to mean 0 and standard deviation 1."""
     least_deviation: float = 0.1
-    """Minimum of the standard deviation by which `normalize_advantage` divides; 0 for no minimum. A minimum
-    avoids the amplification of small advantages, which are mostly noise once the task is learned. The default
-    is for scaled rewards."""
+    """Minimum of the standard deviation by which `normalize_advantage` divides, as a fraction of the running
+    root mean square of returns; 0 for no minimum. A minimum avoids the amplification of small advantages,
+    which are mostly noise once the task is learned."""
     scale_rewards: bool = True
     """Divide rewards by the running root mean square of returns. Values and the value loss then refer to the
     scaled rewards."""
@@ -176,7 +176,9 @@ class PPO:
         """Environment steps in all updates so far."""
         self.optimizer = adam(policy.parameters(), self.config.learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
-        self._scale = RewardScale(self.config.gamma, self.peers) if self.config.scale_rewards else None
+        has_unit = self.config.scale_rewards or self.config.least_deviation > 0
+        self._scale = RewardScale(self.config.gamma, self.peers) if has_unit else None
+        self._unit = 1.0  # root mean square of the returns that the advantages are computed from
 
     def update(self, segment: Segment) -> dict[str, float]:
         """Take up to `epochs * num_minibatches` gradient steps; return metrics, averaged over the steps.
@@ -191,8 +193,10 @@ class PPO:
                 f"burn_in_segments={self.config.burn_in_segments}: the segment has no earlier steps; pass "
                 "burn_in_segments to its Sampler, too"
             )
-        if self._scale is not None:
+        if self._scale is not None and self.config.scale_rewards:
             segment = self._scale(segment)
+        elif self._scale is not None:
+            self._unit = self._scale.update(segment)
         advantages, returns = self.advantages(segment)
         first, total = self.peers.locate_rows(segment.num_rows)
         config, rate = self.config, self._set_learning_rate()
@@ -249,7 +253,8 @@ class PPO:
         )
         if self.config.normalize_advantage:
             mean, deviation = self.peers.moments(advantages)
-            advantages = (advantages - mean) / (deviation + 1e-8).clamp_min(self.config.least_deviation)
+            least_deviation = self.config.least_deviation * self._unit
+            advantages = (advantages - mean) / (deviation + 1e-8).clamp_min(least_deviation)
         return advantages, returns
 
     def loss(
@@ -300,7 +305,8 @@ class PPO:
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"])
         self.steps = load_steps(state)
-        if self._scale is not None:
+        # Until version 0.3 there were statistics only with scaled rewards.
+        if self._scale is not None and (self.config.scale_rewards or "reward_scale" in state):
             self._scale.set_state(state.get("reward_scale"))
 
     def _set_learning_rate(self) -> float:

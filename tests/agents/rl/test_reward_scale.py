@@ -97,6 +97,25 @@ def test_the_unit_of_rewards_changes_not_a_bit(factor: float) -> None:
     assert all(torch.equal(value, results[factor][1][name]) for name, value in results[1.0][1].items())
 
 
+@pytest.mark.parametrize("factor", [2.0**-20, 64.0])
+def test_the_minimum_of_the_deviation_has_the_unit_of_unscaled_rewards(factor: float) -> None:
+    config = replace(CONFIG, scale_rewards=False, least_deviation=8.0)
+    results = []
+    for unit in (1.0, factor):
+        policy, segment = sample_segment("gru")
+        names = ("rewards", "values", "last_values", "bootstrap_values")
+        segment = replace(segment, **{name: getattr(segment, name) * unit for name in names})
+        learner = PPO(policy, config, seed=1)
+        learner.update(segment)
+        results.append(learner.advantages(segment)[0])
+        again = PPO(policy, config, seed=1)
+        again.set_state(learner.get_state())
+        again.update(segment)
+        torch.testing.assert_close(again.advantages(segment)[0], results[-1])
+    assert torch.equal(*results)
+    assert results[0].std(correction=0) < 0.5  # the minimum holds
+
+
 def test_without_a_reward_nothing_is_divided() -> None:
     policy, segment = sample_segment("gru")
     silent = scaled_by(segment, 0.0)
