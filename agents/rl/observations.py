@@ -21,7 +21,7 @@ def leaf_spaces(space: spaces.Space) -> dict[str, spaces.Space]:
     """Flatten a space to a dict of leaf spaces.
 
     Nested keys of Dict and Tuple spaces are joined by "/". A space of any other type is one leaf with the key
-    "". Raises TypeError if a space is not supported.
+    "". Raises TypeError if a space is not supported, or if two of its leaves would have the same key.
     """
     if isinstance(space, spaces.Dict):
         parts = list(space.spaces.items())
@@ -34,7 +34,14 @@ def leaf_spaces(space: spaces.Space) -> dict[str, spaces.Space]:
             f"observation space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary, "
             "or a Dict or Tuple of these"
         )
-    return {_join(key, inner): leaf for key, part in parts for inner, leaf in leaf_spaces(part).items()}
+    leaves: dict[str, spaces.Space] = {}
+    for key, part in parts:
+        for inner, leaf in leaf_spaces(part).items():
+            name = _join(key, inner)
+            if name in leaves:
+                raise TypeError(f"observation space {space} has two parts {name!r}; rename one of them")
+            leaves[name] = leaf
+    return leaves
 
 
 def leaf_values(observation: Any) -> dict[str, Any]:

@@ -111,3 +111,19 @@ def test_padding_of_a_set_may_be_outside_its_box():
     assert find_outside(leaves, values) is None
     values["things"][4, 1, 0] = 7
     assert "contains 7.0 at index (1, 0)" in str(find_outside(leaves, values))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(3)})},
+        {"a/0": spaces.Discrete(2), "a": spaces.Tuple([spaces.Discrete(3)])},
+    ],
+    ids=["dict", "tuple"],
+)
+def test_parts_with_the_same_joined_key_are_refused(parts):
+    with pytest.raises(TypeError, match=r"two parts 'a/[b0]'; rename one of them"):
+        leaf_spaces(spaces.Dict(parts))
+    assert (
+        len(leaf_spaces(spaces.Dict({"a": parts["a"], "b": parts["a/b" if "a/b" in parts else "a/0"]}))) == 2
+    )
