@@ -24,6 +24,15 @@ class FailedError(RuntimeError):
     """A failure at run time, for example of a child process. The message is one line."""
 
 
+class BrokenEnvError(RuntimeError):
+    """Error raised by an environment's own code. It is not bad input, so its traceback is kept."""
+
+    @classmethod
+    def from_error(cls, name: str, error: Exception) -> BrokenEnvError:
+        """Return the error for an exception of the environment `name`."""
+        return cls(f"environment {str(name)!r} raised {type(error).__name__}: {error}")
+
+
 def check_at_least(settings: object, least: int, *names: str) -> None:
     """Raise ValueError, with name and value, unless each of the fields `names` is at least `least`."""
     for name in names:
@@ -81,8 +90,10 @@ def report(error: BaseException) -> int:
     advice = "".join(f"; {one_line(note)}" for note in getattr(error, "__notes__", ()))
     if is_out_of_memory(error) or (isinstance(error, OSError) and error.strerror):
         return _print_error(f"scrubjay: {describe(error)}{advice}", 1)
-    message = f"{type(error).__name__}: {one_line(error)}{advice} ({_write_traceback(error)})"
-    return _print_error(f"scrubjay: internal error: {message}", 1)
+    message = f"{one_line(error)}{advice} ({_write_traceback(error)})"
+    if isinstance(error, BrokenEnvError):
+        return _print_error(f"scrubjay: {message}", 1)
+    return _print_error(f"scrubjay: internal error: {type(error).__name__}: {message}", 1)
 
 
 def _print_error(line: str, code: int) -> int:

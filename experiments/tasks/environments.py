@@ -26,7 +26,7 @@ from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
 from scrubjay.envs.previous_step import Input, PreviousStep, PreviousSteps
 from scrubjay.envs.text import TextMode, TextObservation, has_text
-from scrubjay.experiments.cli.failures import check_at_least
+from scrubjay.experiments.cli.failures import BrokenEnvError, check_at_least
 from scrubjay.experiments.files import parse_object
 from scrubjay.experiments.tasks.faults import (
     ExitGuard,
@@ -35,6 +35,7 @@ from scrubjay.experiments.tasks.faults import (
     environment_errors,
     exit_errors,
     install_hint,
+    is_plain,
     try_out,
 )
 from scrubjay.experiments.tasks.wrappers import WrapperCall
@@ -89,7 +90,11 @@ class EnvConfig:
         return self.num_envs if self.subprocesses else 0
 
     def make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-        """Return one environment. Raises ValueError if a name or a setting is unknown or untrusted."""
+        """Return one environment.
+
+        Raises ValueError if a name or a setting is unknown or untrusted, and BrokenEnvError if the code of
+        the environment fails.
+        """
         admit(self.id, self.kwargs)
         for wrapper in self.wrappers:
             admit_part("wrapper", wrapper)
@@ -115,6 +120,10 @@ class EnvConfig:
             raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
         except OSError as error:
             raise ValueError(f"environment {str(self.id)!r}: {error}") from error
+        except Exception as error:
+            if is_plain(error):
+                raise
+            raise BrokenEnvError.from_error(self.id, error) from error
         env = check_single(env, self.id)
         for wrapper in self.wrappers:
             env = WrapperCall.parse(wrapper).apply(env, self.id)

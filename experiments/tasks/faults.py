@@ -26,7 +26,7 @@ from scrubjay.agents.rl.observations import (
     leaf_spaces,
     leaf_values,
 )
-from scrubjay.experiments.cli.failures import FailedError
+from scrubjay.experiments.cli.failures import BrokenEnvError, FailedError, is_out_of_memory
 
 
 def check_single(env: Any, name: str) -> gymnasium.Env[Any, Any]:
@@ -67,17 +67,13 @@ def _parallel_hint(name: str) -> str:
 _TRIAL_STEPS = 16
 
 
-class BrokenEnvError(RuntimeError):
-    """Error raised by an environment's own code. It is not bad input, so its traceback is kept."""
-
-
 @contextlib.contextmanager
 def environment_errors(name: str) -> Iterator[None]:
     """Add the name of the environment to errors that are raised in the `with` block.
 
-    Raises EnvFaultError on invalid observations or rewards. Raises BrokenEnvError in place of TypeError and
-    ValueError of the environment, which would be mistaken for errors of input validation. Raises ValueError
-    if a module is missing, and the errors of `exit_errors`.
+    Raises EnvFaultError on invalid observations or rewards. Raises BrokenEnvError in place of other errors of
+    the environment, which would be mistaken for errors of Scrubjay. Raises ValueError if a module is missing,
+    and the errors of `exit_errors`. Errors of files and a lack of memory are not changed.
     """
     try:
         with exit_errors(name):
@@ -86,8 +82,15 @@ def environment_errors(name: str) -> Iterator[None]:
         raise EnvFaultError(f"environment {str(name)!r}: {error}") from error
     except ImportError as error:
         raise ValueError(describe_import_error(name, error)) from error
-    except (TypeError, ValueError) as error:
-        raise BrokenEnvError(f"environment {str(name)!r} raised {type(error).__name__}: {error}") from error
+    except Exception as error:
+        if is_plain(error):
+            raise
+        raise BrokenEnvError.from_error(name, error) from error
+
+
+def is_plain(error: Exception) -> bool:
+    """Return True if an error of an environment needs no traceback: of a file, of memory, or described."""
+    return isinstance(error, (OSError, FailedError)) or is_out_of_memory(error)
 
 
 @contextlib.contextmanager

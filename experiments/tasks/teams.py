@@ -18,7 +18,7 @@ from scrubjay.agents.rl.rollout import ActorInput
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv, TeamEnvs
 from scrubjay.envs.teams import ParallelTeams
-from scrubjay.experiments.cli.failures import check_at_least
+from scrubjay.experiments.cli.failures import BrokenEnvError, check_at_least
 from scrubjay.experiments.tasks.environments import (
     SETTING_ERRORS,
     EnvFacts,
@@ -29,7 +29,7 @@ from scrubjay.experiments.tasks.environments import (
     load_callable,
     mark_untrusted,
 )
-from scrubjay.experiments.tasks.faults import check_team, describe_import_error, exit_errors
+from scrubjay.experiments.tasks.faults import check_team, describe_import_error, exit_errors, is_plain
 
 _TRIAL_STEPS = 16
 _GYMNASIUM_ID = r"-v\d+$"
@@ -148,6 +148,12 @@ class TeamEnvConfig:
             raise ValueError(f"environment {self.id!r}: {' '.join(str(error).split())}") from error
         except SETTING_ERRORS as error:
             raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
+        except OSError as error:
+            raise ValueError(f"environment {str(self.id)!r}: {error}") from error
+        except Exception as error:
+            if is_plain(error):
+                raise
+            raise BrokenEnvError.from_error(self.id, error) from error
 
 
 def _sample_actions(spaces: Spaces, inputs: ActorInput) -> np.ndarray:

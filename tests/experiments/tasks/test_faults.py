@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 from scrubjay.agents.rl.observations import EnvFaultError
 from scrubjay.experiments import EnvConfig, TrainConfig, train
-from scrubjay.experiments.tasks.faults import BrokenEnvError
+from scrubjay.experiments.cli.failures import BrokenEnvError
 
 
 class Things(gymnasium.Env):
@@ -224,9 +224,7 @@ def test_what_an_environment_raises_is_told_as_its_own_with_its_traceback(verb, 
     words = [verb, "r", "--trust", "--set", "when=3"]
     code, _, err = here(*words, "--set", "fault=bug")
     assert code == 1
-    prefix = (
-        "scrubjay: internal error: BrokenEnvError: environment 'my_things:Things' raised ValueError: a bug ("
-    )
+    prefix = "scrubjay: environment 'my_things:Things' raised ValueError: a bug (traceback: "
     assert err.startswith(prefix)
     code, _, err = here(*words, "--set", "fault=marks")
     assert code == 2
@@ -236,3 +234,33 @@ def test_what_an_environment_raises_is_told_as_its_own_with_its_traceback(verb, 
 def test_a_bug_in_its_first_steps_keeps_its_traceback(tiny, tmp_path):
     with pytest.raises(BrokenEnvError, match="environment 'my_things:Things' raised ValueError: a bug"):
         train(config(tiny, fault="bug"), tmp_path / "run")
+
+
+CONSTRUCTORS = """
+class LicenseError(Exception):
+    pass
+
+
+def make(kind):
+    if kind == "license":
+        raise LicenseError("no key")
+    raise RuntimeError("no display") if kind == "display" else OSError("no file")
+"""
+
+
+@pytest.mark.parametrize("recipe", ["ppo", "team"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("license", "raised LicenseError: no key (traceback: "),
+        ("display", "raised RuntimeError: no display (traceback: "),
+        ("file", "no file"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_named(recipe, kind, message, here, tmp_path):
+    name = f"constructors_{recipe}_{kind}"
+    (tmp_path / f"{name}.py").write_text(CONSTRUCTORS)
+    _, _, err = here("train", recipe, "--env", f"{name}:make", "--set", f"kind={kind}", "--run-dir", "r")
+    assert err.startswith(f"scrubjay: environment '{name}:make'")
+    assert message in err
+    assert not (tmp_path / "r").exists()
