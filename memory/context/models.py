@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from scrubjay.memory.context.cache import PolicyCache
 from scrubjay.memory.context.foreign.panics import guard_tokenizer, no_panics
-from scrubjay.memory.context.foreign.settings import check_settings, read_settings
+from scrubjay.memory.context.foreign.settings import check_settings, check_templates, read_settings
 from scrubjay.memory.context.foreign.trial import list_files, try_model
 from scrubjay.memory.context.foreign.weights import (
     ModelLimitError,
@@ -84,7 +84,8 @@ def load_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    guard_tokenizer(tokenizer, source)
+    embeddings: Any = model.get_input_embeddings()
+    guard_tokenizer(tokenizer, source, len(embeddings.weight))
     _name_outputs(model)
     cast("torch.nn.Module", model.eval()).to(device)
     return model, tokenizer
@@ -154,6 +155,7 @@ def _load(
             f"the model at {str(source)!r} lacks {len(missing)} of its weights, for example {missing[0]}; "
             "copy it again"
         )
+    check_templates(tokenizer, source)
     return model, tokenizer
 
 

@@ -100,6 +100,20 @@ def check_settings(folder: Path, files: Iterable[str] = tuple(TYPES)) -> None:
                 )
 
 
+def check_templates(tokenizer: Any, source: object) -> None:
+    """Raise ValueError if a chat template of a loaded tokenizer is no text.
+
+    A template may stand in a GGUF file, or in a list of templates, whose types `check_settings` does not see.
+    """
+    templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        if not isinstance(template, str | None):
+            raise ValueError(  # noqa: TRY004  (the error is about the content of a file)
+                f"the model at {str(source)!r}: chat_template={template!r:.80}: must be a text; correct the "
+                "file"
+            )
+
+
 def _settings(config: Any, is_nested: bool) -> Iterator[tuple[str, Any]]:
     """Yield the names and values of a config, and of the configs in it."""
     waiting = [config]

@@ -67,6 +67,31 @@ def test_a_guarded_tokenizer_is_saved_as_it_was_read(folder, tmp_path):
     assert after["tokenizer_class"] == before["tokenizer_class"]
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_a_token_without_an_embedding_is_a_value_error_that_names_it(folder, special):
+    file = folder / "tokenizer.json"
+    tokenizer_json = json.loads(file.read_text())
+    tokenizer_json["model"]["vocab"]["a"] = 4_000_000_000
+    tokenizer_json["added_tokens"].append(
+        {**tokenizer_json["added_tokens"][0], "id": 4_000_000_001, "content": "<big>", "special": special}
+    )
+    file.write_text(json.dumps(tokenizer_json))
+    _, tokenizer = context.load_model(folder, trust=True)
+    assert tokenizer("Hello").input_ids
+    for call in (
+        lambda: tokenizer("a"),
+        lambda: tokenizer(["b", "ba"]),
+        lambda: tokenizer(["b", "a"], return_tensors="np"),
+        lambda: tokenizer("a", return_tensors="pt"),
+        lambda: tokenizer("<big>"),
+        lambda: tokenizer.encode("a"),
+    ):
+        with pytest.raises(ValueError, match=r"model at .* returns token \d+, but the model has 258"):
+            call()
+    with pytest.raises(ValueError, match="but the model has 258 embeddings; use the tokenizer of this model"):
+        LocalChatModel(model=folder, max_tokens=2, trust=True).invoke("a")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TypeError])
 def test_other_errors_pass_unchanged(error):
     with pytest.raises(error), no_panics("model"):

@@ -13,6 +13,8 @@ from scrubjay.agents import LocalChatModel
 from scrubjay.memory import context
 from scrubjay.memory.context.foreign.settings import TYPES, check_settings
 
+from ....fuzz.samples import make_samples
+
 pytestmark = pytest.mark.requires("transformers")
 
 TOKENIZER, CONFIG, GENERATION = "tokenizer_config.json", "config.json", "generation_config.json"
@@ -54,6 +56,27 @@ def test_settings_of_submodels_are_checked_and_long_values_are_cut(folder):
     with pytest.raises(ValueError, match=r"sliding_window=\[\"x+\.\.\.: must be") as error:
         context.load_model(folder)
     assert len(str(error.value)) < 400 + len(str(folder))
+
+
+def test_a_template_in_a_list_of_templates_is_a_text(folder):
+    (folder / "chat_template.jinja").unlink()
+    change(folder / TOKENIZER, chat_template=[{"name": "default", "template": 5}])
+    with pytest.raises(ValueError, match=r"^the model at .*: chat_template=5: must be a text; correct"):
+        context.load_model(folder, trust=True)
+
+
+@pytest.mark.requires("gguf")
+def test_a_template_in_a_gguf_file_is_a_text(tmp_path, monkeypatch):
+    import gguf
+
+    monkeypatch.setattr(
+        gguf.GGUFWriter,
+        "add_chat_template",
+        lambda self, _: self.add_key_value("tokenizer.chat_template", 5, gguf.GGUFValueType.UINT32),
+    )
+    make_samples(tmp_path, ("ggufs",))
+    with pytest.raises(ValueError, match=r"^the model at .*model.gguf': chat_template=5: must be a text"):
+        context.load_model(tmp_path / "ggufs" / "model.gguf", trust=True)
 
 
 @pytest.mark.parametrize(
