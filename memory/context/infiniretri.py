@@ -200,12 +200,27 @@ class InfiniRetri:
     def _answer(self, sentences: Sequence[Sentence], question: str, max_new_tokens: int) -> str:
         before, question_tokens, tail = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
-        prompt = torch.tensor([before + tokens + question_tokens + tail], device=self.model.device)
-        model: Any = self.model  # type checkers take `generate` for a tensor
-        answer = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=max_new_tokens
-        )
-        return self.tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+        answer = self._continue(before + tokens + question_tokens + tail, max_new_tokens)
+        return self.tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+    @torch.no_grad()
+    def _continue(self, prompt: list[int], max_new_tokens: int) -> list[int]:
+        """Return the most likely next tokens, one by one, up to a token that ends an answer.
+
+        `generate` would obey generation_config.json, in which the author of a model may ask for any number of
+        beams.
+        """
+        model: Any = self.model
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        answer: list[int] = []
+        cache = None
+        while len(answer) < max_new_tokens and (not answer or answer[-1] not in ends):
+            new = torch.tensor([answer[-1:] or prompt], device=model.device)
+            output = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1, return_dict=True)
+            cache = output.past_key_values
+            answer.append(int(output.logits[0, -1].argmax()))
+        return answer
 
     def _settings(self, question: str) -> str:
         """Return a hash of the settings that a saved position depends on, besides the text."""

@@ -196,6 +196,40 @@ def test_neither_text_nor_question_has_control_tokens(tiny_chat):
     assert attack_tokens == plain_tokens
 
 
+def test_the_answer_equals_that_of_greedy_generation(reader):
+    *_, tail = reader._prompt("Which?")
+    prompt = torch.tensor([tail])
+    whole = reader.model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12
+    )
+    expected = whole[0, len(tail) :].tolist()
+    assert reader._continue(tail, 12) == expected
+    reader.model.generation_config.eos_token_id = [63, expected[4]]
+    assert reader._continue(tail, 12) == expected[: expected.index(expected[4]) + 1]
+    assert reader._continue(tail, 0) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 3, "num_return_sequences": 3},
+        {"repetition_penalty": 50.0, "max_time": 0.0},
+        {"prompt_lookup_num_tokens": 10**6, "min_length": 10**6},
+        {"suppress_tokens": list(range(60)), "cache_implementation": "static"},
+    ],
+)
+def test_settings_in_a_strangers_generation_config_do_not_count(reader, monkeypatch, settings):
+    honest = reader.read(TEXT, "Which?", progress=False, max_new_tokens=5)
+    batches = []
+    reader.model.register_forward_pre_hook(
+        lambda _, tokens, options: batches.append(len((tokens or (options["input_ids"],))[0])),
+        with_kwargs=True,
+    )
+    reader.model.generation_config.update(**settings)
+    assert reader.read(TEXT, "Which?", progress=False, max_new_tokens=5) == honest
+    assert set(batches) == {1}
+
+
 def test_progress_is_printed(reader, capsys, monkeypatch):
     monkeypatch.setattr(sentences, "_LINE_SECONDS", 0.0)
     reader.read(TEXT, "Which?", max_new_tokens=1)
