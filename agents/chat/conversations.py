@@ -18,6 +18,13 @@ _TEXT = "conversation.json"
 _MAX_TEXT_BYTES = 2**28
 """Maximum bytes of the text file, above that of a conversation of ten million tokens. A file of another size
 is not from `Conversation.save`, and reading it could take all memory."""
+_TOKENS = {
+    "pending": "a list of tokens of the model",
+    "head": "a list of tokens of the model",
+    "last_prompt_token": "a token of the model",
+    "last_prompt_length": "a number of tokens",
+}
+"""Descriptions of the fields that have tokens or numbers. All other fields are texts."""
 
 
 @dataclass
@@ -82,11 +89,11 @@ class Conversation:
 
         try:
             metadata = _read_metadata(folder)
-            _check_fields(folder, metadata)
+            _check_fields(folder, metadata, len(model.model.get_input_embeddings().weight))
             cache = PolicyCache.load(folder / Path(metadata.pop("cache")).name, policy, model.model)
             name = metadata.pop("model")
             conversation = cls(cache, model, thread, **metadata)
-        except (OSError, KeyError, TypeError) as error:
+        except OSError as error:
             raise ValueError(f"{folder} holds no saved conversation: {error}") from error
         if name != model.name:
             raise ValueError(
@@ -108,20 +115,35 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} holds no saved conversation: byte {error.start} of {_TEXT} is not valid UTF-8"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(f"{folder} holds no saved conversation: {_TEXT} is nested too deeply") from None
+    except ValueError as error:
         raise ValueError(f"{folder} holds no saved conversation: {error}") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"{folder} holds no saved conversation: {_TEXT} is not a JSON object")  # noqa: TRY004
     return metadata
 
 
-def _check_fields(folder: Path, metadata: dict[str, Any]) -> None:
+def _check_fields(folder: Path, metadata: dict[str, Any], num_tokens: int) -> None:
+    """Raise ValueError unless the fields are those of `Conversation.save`, with tokens below `num_tokens`."""
     expected_names = {field.name for field in fields(Conversation)} - {"thread"}
     if metadata.keys() != expected_names:
         raise ValueError(
             f"{folder} holds no saved conversation of this version of Scrubjay: the fields in {_TEXT} are "
             f"{', '.join(sorted(metadata))}; expected {', '.join(sorted(expected_names))}"
         )
+    for name, value in metadata.items():
+        if name in _TOKENS:
+            limit = _MAX_TEXT_BYTES if name == "last_prompt_length" else num_tokens
+            tokens = value if name in ("pending", "head") else [value]
+            is_valid = isinstance(tokens, list) and all(type(t) is int and 0 <= t < limit for t in tokens)
+        else:
+            is_valid = isinstance(value, str)
+        if not is_valid:
+            expected = _TOKENS.get(name, "a text")
+            raise ValueError(
+                f"{folder} holds no saved conversation: {name}={value!r:.80} in {_TEXT}: must be {expected}"
+            )
 
 
 class ConversationStore:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from scrubjay.memory.context.attention import ATTENTION, attend_by_policy, serve_falcon, set_next_layer
+from scrubjay.memory.context.foreign.weights import check_density
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
 from scrubjay.memory.context.layers.local import select_policy
 from scrubjay.memory.context.layers.policy import PolicyLayer, RetainedTokens
@@ -420,8 +421,8 @@ class PolicyCache(Cache):
         Raises ValueError if the file is damaged, or if the cache was saved with another policy or from a
         model with other sizes or another precision.
         """
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
-            raise ValueError(f"{path} is not a regular file")
+        if Path(path).exists():
+            check_density(Path(path))  # a pipe would block
         cache = cls(policy, model)
         expected = {
             "policy": name_of(cache.policy),
@@ -442,7 +443,9 @@ class PolicyCache(Cache):
                     index, _, part = name.partition(".")
                     states[index][part] = file.get_tensor(name)
                 cache.count = file.get_tensor("count") if "count" in names else metadata["seen"]
-        except (AttributeError, LookupError, RecursionError, SafetensorError) as error:
+        except RecursionError:
+            raise ValueError(f"{path} is damaged or is not a saved cache: it is nested too deeply") from None
+        except (AttributeError, LookupError, RuntimeError, SafetensorError, TypeError) as error:
             raise ValueError(f"{path} is damaged or is not a saved cache: {error}") from error
         budgets, device = metadata.get("budgets", [None] * len(cache.layers)), {"device": model.device.type}
         for layer, tensors, budget in zip(cache.layers, states.values(), budgets, strict=True):

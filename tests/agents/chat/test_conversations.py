@@ -261,11 +261,48 @@ def test_a_conversation_of_another_format_is_refused(chat, tmp_path):
     model.load_conversation(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"cache": 3}', "\x00"])
-def test_what_is_no_saved_conversation_is_told(text, chat, tmp_path):
+@pytest.fixture
+def model_and_file(chat, tmp_path):
+    """Return a model, and the text file of a conversation that it has saved in `tmp_path`."""
     model = chat(policy="full")
     model.invoke("Hello")
     model.save_conversation(tmp_path)
-    (tmp_path / "conversation.json").write_text(text)
-    with pytest.raises(ValueError, match="holds no saved conversation"):
-        model.load_conversation(tmp_path)
+    return model, tmp_path / "conversation.json"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"cache": 3}', "\x00"])
+def test_what_is_no_saved_conversation_is_told(text, model_and_file):
+    model, file = model_and_file
+    file.write_text(text)
+    with pytest.raises(ValueError, match="holds no saved conversation") as error:
+        model.load_conversation(file.parent)
+    assert "recursion" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *((name, 5, "a text") for name in ("text", "last_prompt", "model", "cache")),
+        ("pending", [2.0], "a list of tokens of the model"),
+        ("pending", [10**9], "a list of tokens of the model"),
+        ("head", {"1": 1}, "a list of tokens of the model"),
+        ("head", [-1], "a list of tokens of the model"),
+        ("last_prompt_token", True, "a token of the model"),
+        ("last_prompt_token", 258, "a token of the model"),
+        ("last_prompt_length", None, "a number of tokens"),
+        ("last_prompt_length", -3, "a number of tokens"),
+    ],
+)
+def test_a_field_of_another_type_is_named(name, value, expected, model_and_file):
+    model, file = model_and_file
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=rf"{name}=.* in conversation.json: must be {expected}$"):
+        model.load_conversation(file.parent)
+
+
+def test_a_cache_of_holes_is_no_saved_conversation(model_and_file):
+    model, file = model_and_file
+    (cache,) = file.parent.glob("cache-*")
+    os.truncate(cache, 2**36)
+    with pytest.raises(ValueError, match="the rest are holes"):
+        model.load_conversation(file.parent)
