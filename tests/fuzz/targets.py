@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -201,13 +202,19 @@ def _load_conversation(path: Path) -> Any:
     return model.invoke("Where?").content
 
 
+def read_sample(path: Path) -> bytes:
+    """Return the content of a sample that the fuzzer itself reads; empty if it is no file of its size."""
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_size <= 2**24:
+            return path.read_bytes()
+    return b""
+
+
 def _browse(path: Path) -> Any:
     """Serve a page, or a raw response in a file *.http, on a local port, and read it as an agent does."""
     from scrubjay.agents.tools import WebConfig, make_tools
 
-    if not path.is_file() or path.stat().st_size > 2**24:
-        return 0
-    content = path.read_bytes()
+    content = read_sample(path)
     if path.suffix != ".http":
         content = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + content
     server = socket.create_server(("127.0.0.1", 0))
@@ -248,8 +255,8 @@ def _import(path: Path) -> Any:
     from scrubjay.memory import MemoryBank
 
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except (ValueError, RecursionError, OSError):  # no matter of `restore`
+        rows = [json.loads(line) for line in read_sample(path).decode().splitlines()]
+    except (ValueError, RecursionError):  # no matter of `restore`
         return 0
     with MemoryBank("new.db") as bank:
         return len(bank.restore(rows))

@@ -19,7 +19,7 @@ from . import plan as plans
 from .child import run_child
 from .findings import Progress, load_progress, save_progress
 from .samples import MAKERS, make_samples
-from .targets import TARGETS
+from .targets import TARGETS, read_sample
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer reads /proc"),
@@ -83,6 +83,25 @@ def test_every_command_that_reads_files_of_strangers_is_a_target():
     assert {target.name.split()[0] for target in TARGETS if not target.errors} == set(COMMANDS) - _NO_TARGET
     assert len({target.name for target in TARGETS}) == len(TARGETS)
     assert {pattern.partition("/")[0] for target in TARGETS for pattern in target.samples} == set(MAKERS)
+
+
+def test_a_file_that_the_fuzzer_itself_reads_is_small_and_regular(tmp_path):
+    for name in ("pipe", "huge", "memory", "small"):
+        path = tmp_path / name
+        if name == "pipe":
+            os.mkfifo(path)
+        elif name == "memory":
+            path.symlink_to("/proc/self/mem")
+        else:
+            path.write_text("{}")
+    os.truncate(tmp_path / "huge", 2**36)
+    contents = {path.name: read_sample(path) for path in tmp_path.iterdir()}
+    assert contents == {"pipe": b"", "huge": b"", "memory": b"", "small": b"{}"}
+
+
+def test_no_checksum_covers_a_bank():
+    bank = plans.Plan("banks", "banks/facts.db", 0, "facts.db", (plans.Step(".", "raw.flip", 0),), False)
+    assert not plans.is_sealed(bank, Path())
 
 
 def test_progress_is_kept_and_belongs_to_a_seed(tmp_path):
