@@ -17,6 +17,8 @@ from scrubjay.agents.language.prompts import LocalizedError, Prompts, load_promp
 from scrubjay.agents.language.text import clean
 
 Language = Literal["en", "zh"]
+_MAX_REPLAY_BYTES = 2**28
+"""Maximum size of a file of recorded answers."""
 
 
 class ToolUnavailable(ToolException):
@@ -66,15 +68,14 @@ class Replay:
     A line has `tool`, `language`, `arguments`, `recorded` (YYYY-MM-DD), `text`, `urls` and `data`. If several
     lines have the same call, the last line counts. Each line is appended in one write, so several processes
     may record into one file. An unreadable line is skipped with a warning. A killed process may leave such a
-    line.
+    line. Raises ValueError if the path is not a regular file, or if the file is too large.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._answers: dict[str, ToolResult] = {}
         self._lock = threading.Lock()
-        content = self.path.read_bytes() if self.path.exists() else b""
-        for number, line in enumerate(content.splitlines(), 1):
+        for number, line in enumerate(_read_file(self.path).splitlines(), 1):
             if line.strip():
                 self._read(number, line)
 
@@ -120,12 +121,28 @@ class Replay:
             record = json.loads(line.decode("utf-8"))
             self._answers[_key(record["tool"], record["language"], record["arguments"])] = _answer(record)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            is_text = not isinstance(error, UnicodeDecodeError)
-            reason = f"{type(error).__name__}: {error}" if is_text else "it is not UTF-8"
+            reason = (
+                "it is not UTF-8" if isinstance(error, UnicodeDecodeError)
+                else "it is nested too deeply" if isinstance(error, RecursionError)
+                else f"it lacks {error}" if isinstance(error, KeyError)
+                else str(error) if isinstance(error, ValueError)
+                else "a field has another type"
+            )  # fmt: skip
             warnings.warn(
                 f"{self.path}, line {number}: skipped, not a recorded answer ({reason})",
                 stacklevel=3,
             )
+
+
+def _read_file(path: Path) -> bytes:
+    """Return the content of a file of recorded answers; empty if it does not exist."""
+    if not path.exists():
+        return b""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file; give a file of recorded answers")
+    if (size := path.stat().st_size) > _MAX_REPLAY_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes: the limit is {_MAX_REPLAY_BYTES:,}; give another file")
+    return path.read_bytes()
 
 
 def _key(tool: str, language: str, arguments: dict[str, Any]) -> str:

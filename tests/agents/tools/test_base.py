@@ -1,6 +1,7 @@
 """Recorded results, and messages about invalid arguments."""
 
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -68,13 +69,33 @@ def test_a_line_that_was_torn_costs_only_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["[]", "{}", "null", '{"tool": "a"}', json.dumps({"tool": "a", "language": "en"})]
+    ("line", "reason"),
+    [
+        ("[]", "a field has another type"),
+        ("{}", r"it lacks '\w+'"),
+        ("null", "a field has another type"),
+        ('{"tool": "a"}', r"it lacks '\w+'"),
+        (json.dumps({"tool": "a", "language": "en"}), r"it lacks '\w+'"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ('{"tool": ' * 100_000, "it is nested too deeply"),
+        ("{", "Expecting property name .*"),
+    ],
 )
-def test_a_line_of_something_else_is_skipped(tmp_path, line):
+def test_a_line_of_something_else_is_skipped(tmp_path, line, reason):
     path = tmp_path / "answers.jsonl"
     path.write_text(line + "\n")
-    with pytest.warns(UserWarning, match="line 1: skipped"):
+    with pytest.warns(UserWarning, match=rf"line 1: skipped, not a recorded answer \({reason}\)"):
         assert len(Replay(path)) == 0
+
+
+def test_recorded_answers_are_a_regular_file_of_limited_size(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is not a regular file; give a file of recorded answers"):
+        Replay(tmp_path / "pipe")
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", 2**40)
+    with pytest.raises(ValueError, match="huge has 1,099,511,627,776 bytes: the limit is 268,435,456"):
+        Replay(tmp_path / "huge")
 
 
 def test_a_line_of_other_bytes_is_skipped(tmp_path):
