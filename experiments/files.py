@@ -246,6 +246,9 @@ MAX_LINES = 2**20
 """Maximum number of lines of a JSON-lines file. Short lines take a hundred times their size in memory."""
 MAX_LINE = 2**20
 """Maximum length of a line of a JSON-lines file, in characters."""
+MAX_TEXT_BYTES = 2**30
+"""Maximum size of a text."""
+_PIECE_BYTES = 2**20
 
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 
@@ -291,19 +294,37 @@ def read_object(path: Path) -> Fields:
     return parse_object(read_untrusted(path), path)
 
 
-def read_text(path: Path) -> str:
-    """Read a text file. Raises ValueError, naming the file, if it is not UTF-8; OSError if reading fails."""
-    return _decode(path.read_bytes(), path)
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Read a text from a file or a pipe.
+
+    Raises ValueError, naming the file, if it is not UTF-8, has a zero byte, or is larger than `max_bytes`.
+    Raises OSError if reading fails.
+    """
+    with path.open("rb") as file:
+        return _decode(_read_nonzero(file, max_bytes, path), path)
 
 
-def read_untrusted(path: Path, max_bytes: int = MAX_BYTES) -> str:
+def read_untrusted(path: Path, max_bytes: int = MAX_BYTES, zeros: bool = True) -> str:
     """Read a text file of a run or a measurement, which may be untrusted.
 
+    Without `zeros` a zero byte is an error. A large file of holes is then refused after its first bytes.
     Raises ValueError, naming the file, if it is not UTF-8, not a regular file, or larger than `max_bytes`.
     Raises OSError if reading fails.
     """
     with _open_regular(path, max_bytes) as file:
-        return _decode(file.read(max_bytes + 1), path)
+        return _decode(file.read(max_bytes + 1) if zeros else _read_nonzero(file, max_bytes, path), path)
+
+
+def _read_nonzero(file: IO[bytes], max_bytes: int, path: Path) -> bytearray:
+    """Return the content of a file. Raises ValueError if it has a zero byte, or more than `max_bytes`."""
+    data = bytearray()
+    while piece := file.read(_PIECE_BYTES):
+        if (place := piece.find(0)) >= 0:
+            raise ValueError(f"{path} is not a text: byte {len(data) + place:,} is zero")
+        data += piece
+        if len(data) > max_bytes:
+            raise ValueError(f"{path} has more than {max_bytes:,} bytes, the limit; split it")
+    return data
 
 
 def _open_regular(path: Path, max_bytes: int) -> IO[bytes]:
@@ -355,7 +376,7 @@ def check_numbers(fields: Fields) -> Fields:
     return fields
 
 
-def _decode(data: bytes, path: Path) -> str:
+def _decode(data: bytes | bytearray, path: Path) -> str:
     try:
         # Universal newlines, as in text mode.
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")

@@ -32,7 +32,7 @@ def expect_format(name: str, path: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file. Raises ValueError on malformed JSON, and OSError if the file is unreadable."""
-    return parse(read_untrusted(path, _MAX_BYTES), path)
+    return parse(read_untrusted(path, _MAX_BYTES, zeros=False), path)
 
 
 def read_json_lines(path: Path) -> list[Any]:

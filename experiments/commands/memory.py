@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from tyro.conf import Positional
 
@@ -41,6 +41,8 @@ Kind = Literal["knowledge", "conversation", "task", "episode"]
 Trust = Literal["user", "agent", "tool"]
 By = Literal["meaning", "words"]
 _SILENT_SECONDS = 3.0
+_MAX_ROW = 2**28
+"""Maximum number of characters of an exported record with its earlier texts."""
 """Seconds before the first progress line, and between lines."""
 
 
@@ -297,7 +299,7 @@ def _import_records(bank: MemoryBank, source: Path, own: bool) -> None:
     """Import exported records, and report how many are new, and how many lost their trust level."""
     trusts: list[str] = []
 
-    def read(lines: Iterable[str]) -> Iterator[Any]:
+    def read(lines: TextIO) -> Iterator[Any]:
         for row in _rows(lines, source):
             trusts.append(row["trust"])
             yield row
@@ -359,10 +361,13 @@ def _read_stdin() -> str:
         raise ValueError(f"stdin is not valid {error.encoding.upper()} text: {error.reason}") from None
 
 
-def _rows(lines: Iterable[str], source: Path) -> Iterator[Any]:
+def _rows(lines: TextIO, source: Path) -> Iterator[Any]:
     number = 0
     try:
-        for number, line in enumerate(lines, 1):
+        # A file of holes is a single line, which may not fit in memory.
+        for number, line in enumerate(iter(lambda: lines.readline(_MAX_ROW + 1), ""), 1):
+            if len(line) > _MAX_ROW:
+                raise ValueError(f"{source}, line {number} has more than {_MAX_ROW:,} characters, the limit")
             if line.strip():
                 where = f"{source}, line {number}"
                 row = json_reader.parse(line, where)

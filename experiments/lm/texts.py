@@ -24,7 +24,7 @@ from scrubjay.experiments import files as json_reader
 _VECTOR_OF_STRINGS, _STRING = 16, 9
 _DATABASE = "data/Rdata.rdb"
 _MAX_BYTES = 2**26
-"""Maximum size of a decompressed database or block; the novels have 4 MB in all."""
+"""Maximum size of a file, or of a decompressed database or block; the novels have 4 MB in all."""
 _PIECE = 65536
 
 
@@ -57,7 +57,12 @@ def read_novels(path: Path | str) -> dict[str, str]:
     Raises ValueError if the file is damaged or its R data is not text.
     """
     path = Path(path)
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(
+            f"{path} has more than {_MAX_BYTES:,} bytes; give r-cran-janeaustenr's .deb or Rdata.rdb"
+        )
     try:
         if path.suffix == ".deb":
             data = _extract_database(data, path)

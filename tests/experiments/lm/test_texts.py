@@ -1,6 +1,7 @@
 """Tests of the text readers: novels of R's package, and errors on damaged files."""
 
 import io
+import os
 import struct
 import tarfile
 import zlib
@@ -51,6 +52,15 @@ def test_novels_come_out_as_they_went_in(tmp_path, suffix, wrap):
     assert read_novels(path) == {title: "\n".join(lines) for title, lines in NOVELS.items()}
     assert read_text(path, "mud and") == "MUD AND PATIENCE\n\nIt was a truth."
     assert read_text(path) == "\n\n\n".join(read_novels(path).values())
+
+
+@pytest.mark.parametrize("suffix", [".rdb", ".deb"])
+def test_a_huge_file_is_not_read(tmp_path, suffix):
+    path = tmp_path / f"novels{suffix}"
+    path.touch()
+    os.truncate(path, 2**40)
+    with pytest.raises(ValueError, match="has more than 67,108,864 bytes"):
+        read_novels(path)
 
 
 def test_a_plain_file_is_read_as_it_is(tmp_path):
