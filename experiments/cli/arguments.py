@@ -191,6 +191,8 @@ def _describe_unknown(unknown: Sequence[str], flags: Sequence[str], arguments: S
     if name == "--config":
         advice = "write the entries of the file as flags of train, such as --total-steps 4000"
         return f"unknown option {name!r}: only scrubjay train reads a config file; {advice}"
+    if name in flags:  # of scrubjay train, not a setting of a run
+        return f"option {name!r} belongs to scrubjay train; the settings of runs do not have it"
     return f"unknown option {name!r}{did_you_mean(name, flags)}; --help lists all"
 
 

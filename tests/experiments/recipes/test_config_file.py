@@ -320,6 +320,11 @@ def test_other_commands_name_the_way_out(words, usage_error, here):
     ) in usage_error(*words)
 
 
+def test_an_option_of_train_among_settings_of_runs_is_named(usage_error):
+    words = ("compare", "--recipes", "tmaze-demo", "--out", "out", "--", "--quiet")
+    assert "option '--quiet' belongs to scrubjay train; the settings of runs do not" in usage_error(*words)
+
+
 def test_a_large_file_config_is_limited_without_trust(write, usage_error):
     file = write({"recipe": "tmaze-demo", "env": {"num_envs": 10**9}})
     assert "num_envs=1,000,000,000" in usage_error("train", "--config", file)
