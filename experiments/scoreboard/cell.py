@@ -31,7 +31,13 @@ from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.evaluation import evaluate_actor
 from scrubjay.experiments.runs.metrics import read_last_row
 from scrubjay.experiments.runs.reinforcement import TrainConfig
-from scrubjay.experiments.scoreboard.contenders import PEERS, SHARED, Settings, make_train_config
+from scrubjay.experiments.scoreboard.contenders import (
+    PEER_LEARNING_RATE,
+    PEERS,
+    SHARED,
+    Settings,
+    make_train_config,
+)
 from scrubjay.experiments.scoreboard.protocol import TASKS
 from scrubjay.experiments.scoreboard.recurrent_ppo import RecurrentPPOActor, make_arguments, train_peer
 from scrubjay.experiments.training import run_training
@@ -125,7 +131,10 @@ def _train_peer(
     cell: Cell, settings: Settings, config: TrainConfig, folder: Path, clock: CPUClock
 ) -> tuple[Actor, float, dict[str, Any]]:
     """Train RecurrentPPO; return its actor, the mean return of the last episodes, and its settings."""
-    arguments = make_arguments(config, with_defaults=cell.contender == "recurrent_ppo_defaults")
+    with_defaults = cell.contender == "recurrent_ppo_defaults"
+    arguments = make_arguments(config, with_defaults)
+    if not with_defaults:
+        arguments["learning_rate"] = PEER_LEARNING_RATE
     names = {"learning_rate": "learning_rate", "entropy_coefficient": "ent_coef"}
     arguments |= {names[name]: value for name, value in settings.overrides(*SHARED).items()}
     model, training_score = train_peer(config, arguments, _watch_parent())

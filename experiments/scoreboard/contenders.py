@@ -17,12 +17,17 @@ MEMORIES = ("none", "gru", "lstm", "lru", "gated_delta", "gtrxl", "sink", "hcam"
 PEERS = ("recurrent_ppo", "recurrent_ppo_defaults")
 """sb3-contrib's RecurrentPPO: with the settings of Scrubjay's learner, and with its own defaults.
 
-Both have the width, the environments, the segments and the minibatches of Scrubjay's runs.
+The first has the learning rate `PEER_LEARNING_RATE`. Both have the width, the environments, the segments and
+the minibatches of Scrubjay's runs.
 """
 CONTENDERS = (*MEMORIES, *PEERS)
 
 DIM = 64
 """Width of every network."""
+
+PEER_LEARNING_RATE = 4e-3
+"""Learning rate of `recurrent_ppo`: the best of 3e-4, 1e-3, 2e-3, 4e-3 and 8e-3 on the development tasks. The
+same search chose the default of Scrubjay's PPO."""
 
 SHARED = ("learning_rate", "entropy_coefficient")
 """Settings of the learner that all contenders have."""

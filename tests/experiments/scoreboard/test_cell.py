@@ -6,9 +6,12 @@ import json
 import time
 from typing import Any
 
+import pytest
+
 from scrubjay.experiments import Run
 from scrubjay.experiments.files import release_folders
 from scrubjay.experiments.scoreboard.cell import Cell, CPUClock, find_versions, main
+from scrubjay.experiments.scoreboard.contenders import PEER_LEARNING_RATE
 
 
 def test_a_row_has_the_scores_of_the_run_in_its_folder(tmp_path):
@@ -25,6 +28,25 @@ def test_a_row_has_the_scores_of_the_run_in_its_folder(tmp_path):
     assert row["scores"]["episodes"] == 5
     assert row["learner"]["learning_rate"] == run.config.learner.learning_rate == 2e-3
     assert Cell(**cell).folder_name == "tmaze-gru-s7"
+
+
+@pytest.mark.requires("sb3_contrib")
+@pytest.mark.parametrize(
+    ("contender", "settings", "rate"),
+    [
+        ("recurrent_ppo", {}, PEER_LEARNING_RATE),
+        ("recurrent_ppo", {"learning_rate": 2e-3}, 2e-3),
+        ("recurrent_ppo_defaults", {}, None),
+    ],
+)
+def test_recurrent_ppo_has_the_rate_of_its_own_search(contender, settings, rate, tmp_path):
+    fields = {
+        "cell": {"task": "cartpole", "contender": contender, "seed": 7},
+        "settings": {"steps": 64, "episodes": 2, "num_envs": 8, "segment_length": 8, **settings},
+    }
+    assert main([str(tmp_path), json.dumps(fields)]) == 0
+    release_folders()
+    assert json.loads((tmp_path / "row.json").read_text())["learner"].get("learning_rate") == rate
 
 
 def test_seconds_of_continued_work_are_added(tmp_path):
