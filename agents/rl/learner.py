@@ -10,7 +10,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -43,9 +43,23 @@ class Learner(Protocol):
         ...
 
 
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def check_numbers(config: Any) -> None:
+    """Raise ValueError if a finite number in a dataclass is above those of 32 bits, which torch needs."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, int | float) and _LARGEST < abs(value) < math.inf:
+            raise ValueError(f"{field.name}={value}: must be at most {_LARGEST:.2g}, as torch has 32 bits")
+
+
 @dataclass(frozen=True)
 class LearnerConfig(ABC):
-    """Base class of learner configs: a frozen dataclass that builds its learner."""
+    """Base class of learner configs: a frozen dataclass that builds its learner.
+
+    Raises ValueError if a number is too large for torch.
+    """
 
     policy_type: ClassVar[str] = "agent"
     """Type of policy that the learner trains: "agent" or "team"."""
@@ -56,6 +70,9 @@ class LearnerConfig(ABC):
     min_rows_field: ClassVar[str | None] = None
     """Name of the config field that sets the minimum number of environments in a batch. None if the learner
     has no such field; the minimum is then 1."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
     @abstractmethod
     def build(self, policy: Any, seed: int = 0, peers: SingleProcess | None = None) -> Learner:

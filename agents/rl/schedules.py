@@ -29,6 +29,7 @@ class ScheduleConfig(LearnerConfig):
     """Environment steps over which the schedules last; None for the total steps of the run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.clip_end is not None and not 0 < self.clip_end < math.inf:
             raise ValueError(f"clip_end={self.clip_end}: must be positive and finite, or None")
         if self.entropy_end is not None and not 0 <= self.entropy_end < math.inf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.agents.rl.learner import load_optimizer_state
+from scrubjay.agents.rl.learner import check_numbers, load_optimizer_state
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.engine import Engine
@@ -49,8 +50,9 @@ class SupervisedConfig(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: must be positive")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate}: must be positive and finite")
+        check_numbers(self)
 
     @property
     def label(self) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -168,10 +169,11 @@ def test_more_minibatches_than_rows_are_refused(make_policy: MakePolicy, scripte
         *({"gamma": 1.1}, {"gae_lambda": -0.1}, {"epochs": 0}, {"learning_rate": 0.0}, {"clip": -1.0}),
         *({name: np.nan} for name in ("learning_rate", "clip", "max_grad_norm", "barrier_coefficient")),
         *({name: np.inf} for name in ("learning_rate", "entropy_coefficient", "least_deviation")),
+        *({name: 1e39} for name in ("learning_rate", "clip", "clip_end", "least_deviation", "target_kl")),
     ],
 )
 def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(bad))}={next(iter(bad.values()))}"):
+    with pytest.raises(ValueError, match=re.escape(f"{next(iter(bad))}={next(iter(bad.values()))}")):
         PPOConfig(**bad)
 
 

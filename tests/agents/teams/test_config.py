@@ -21,6 +21,7 @@ from scrubjay.agents import GAMATRConfig
         ({"entropy_coefficient": 0.01, "mode": "consensus"}, "has no entropy bonus"),
         ({"consensus_penalty": math.nan}, "consensus_penalty"),
         ({"damping": -1.0}, "damping"),
+        *(({name: 1e39}, f"{name}=1e\\+39: must be at most") for name in ("damping", "clip", "clip_end")),
     ],
 )
 def test_impossible_settings_are_named(fields: dict, message: str) -> None:

@@ -181,6 +181,8 @@ def test_reports_plot_accuracy_over_delays_and_dancers(tmp_path):
         ({"batch_questions": 1}, "batch_questions=1: must be at least num_dancers=2"),
         ({"total_steps": 0}, "total_steps=0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"learning_rate": math.inf}, "learning_rate=inf: must be positive and finite"),
+        ({"learning_rate": 1e39}, r"learning_rate=1e\+39: must be at most 3.4e\+38"),
         ({"seed": -1}, "seed=-1"),
     ],
 )
