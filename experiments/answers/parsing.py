@@ -26,7 +26,11 @@ def expect_format(name: str, path: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; give the path of {name}") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
-        reason = f"missing key {error}" if isinstance(error, KeyError) else error
+        reason = (
+            f"missing key {error}" if isinstance(error, KeyError)
+            else f"it is not UTF-8: {error.reason}" if isinstance(error, UnicodeDecodeError)
+            else error
+        )  # fmt: skip
         raise UsageError(f"{path} is not in the format of {name}: {reason}") from None
 
 

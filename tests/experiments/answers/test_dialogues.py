@@ -298,6 +298,21 @@ def test_a_file_that_is_not_there_or_no_json_is_named(tmp_path, name):
 
 
 @pytest.mark.requires("pyarrow")
+@pytest.mark.requires("pyarrow")
+def test_a_parquet_whose_text_is_not_utf_8_is_refused(tmp_path):
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    row = AGENTBENCH | {"context": "Ada " * 20 + "lives in Q."}
+    table = pyarrow.Table.from_pylist([row])
+    pyarrow.parquet.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    data = path.read_bytes()
+    assert b"lives in Q." in data
+    path.write_bytes(data.replace(b"lives in Q.", b"lives in \xff."))
+    with pytest.raises(UsageError, match=r"MemoryAgentBench: it is not UTF-8: invalid start byte"):
+        read_agentbench(path)
+
+
 def test_a_parquet_that_is_none_is_refused(tmp_path):
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"PAR1" + bytes(40) + b"PAR1")
