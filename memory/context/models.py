@@ -81,6 +81,8 @@ def load_model(
         model, tokenizer = _load(source, dtype, under_policy, trust)
     except ModelLimitError as error:
         raise ValueError(str(error)) from None
+    except OSError as error:  # a file that cannot be read
+        raise _explain(source, f"{type(error).__name__}: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"

@@ -34,6 +34,16 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_read(tmp_path):
         context.load_model(tmp_path, under_policy=True)
 
 
+def test_a_file_that_cannot_be_read_is_named(tiny_llama, tiny_chat, tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    tiny_chat[1].save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # an input/output error
+    with pytest.raises(ValueError, match=r"cannot be read \(OSError: .*Input/output error\); copy it again"):
+        context.load_model(tmp_path)
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_an_unavailable_device_is_named_before_anything_is_read(tmp_path, device):
     with pytest.raises(ValueError, match=f"device='{device}': torch cannot compute on this device"):
