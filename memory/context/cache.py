@@ -7,21 +7,19 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from scrubjay.memory.context.attention import ATTENTION, attend_by_policy, serve_falcon, set_next_layer
-from scrubjay.memory.context.foreign.weights import check_density
+from scrubjay.memory.context.cache_file import CacheContent, check_state, read_cache_file
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
 from scrubjay.memory.context.layers.local import select_policy
-from scrubjay.memory.context.layers.policy import PolicyLayer, RetainedTokens
+from scrubjay.memory.context.layers.policy import MARKS, PolicyLayer, RetainedTokens
 from scrubjay.memory.context.layers.probe import (
     check_layers,
     check_update,
@@ -421,49 +419,53 @@ class PolicyCache(Cache):
         Raises ValueError if the file is damaged, or if the cache was saved with another policy or from a
         model with other sizes or another precision.
         """
-        if Path(path).exists():
-            check_density(Path(path))  # a pipe would block
         cache = cls(policy, model)
         expected = {
             "policy": name_of(cache.policy),
             "fields": dataclasses.asdict(cache.policy),  # pyright: ignore[reportArgumentType]
             "layers": len(cache.layers),
         }
-        states: dict[str, dict[str, Tensor]] = {str(index): {} for index in range(len(cache.layers))}
+        content = read_cache_file(path, expected, len(cache.layers), model.device)
+        if content.shape is not None:
+            cache._check_shape(content.shape, model, path)
+        cache.track_tokens, cache.count = content.has_marks, content.count
         try:
-            with safe_open(path, framework="pt", device=str(model.device)) as file:
-                metadata = json.loads((file.metadata() or {}).get("scrubjay", "{}"))
-                for name, value in expected.items():
-                    if metadata.get(name) != value:
-                        raise ValueError(f"{path} was saved with {name}={metadata.get(name)}, not {value}")
-                cache._check_shape(metadata["shape"], model, path)
-                cache.track_tokens = metadata.get("marked") is True
-                names = set(file.keys())
-                for name in names - {"count"}:
-                    index, _, part = name.partition(".")
-                    states[index][part] = file.get_tensor(name)
-                cache.count = file.get_tensor("count") if "count" in names else metadata["seen"]
-        except RecursionError:
-            raise ValueError(f"{path} is damaged or is not a saved cache: it is nested too deeply") from None
-        except (AttributeError, LookupError, RuntimeError, SafetensorError, TypeError) as error:
+            for layer, budget, state in zip(cache.layers, content.budgets, content.states, strict=True):
+                cache._load_layer(layer, budget, state, content, model)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged or is not a saved cache: {error}") from error
-        budgets, device = metadata.get("budgets", [None] * len(cache.layers)), {"device": model.device.type}
-        for layer, tensors, budget in zip(cache.layers, states.values(), budgets, strict=True):
-            if isinstance(layer, PolicyLayer):
-                layer.reset()  # the layer reads `track_tokens`
-                if budget is not None:
-                    layer.shrink(budget)
-            layer.load_state_dict(tensors)
-            if isinstance(layer, PolicyLayer):
-                layer.past_length = metadata["seen"]
-                layer.shape = CacheShape(**metadata["shape"] | device) if metadata["shape"] else None
         return cache
 
-    def _check_shape(
-        self, shape: dict[str, int] | None, model: PreTrainedModel, path: str | PathLike[str]
+    def _load_layer(
+        self,
+        layer: Any,
+        budget: int | None,
+        state: dict[str, Tensor],
+        content: CacheContent,
+        model: PreTrainedModel,
     ) -> None:
-        if shape is None:
+        """Load the state of a layer from a file. Raises TypeError if its tensors have other sizes."""
+        if not isinstance(layer, PolicyLayer):
+            layer.load_state_dict(state)
             return
+        layer.reset()  # the layer reads `track_tokens`
+        if budget is not None:
+            layer.shrink(budget)
+        own = {name: tensor for name, tensor in state.items() if " " not in name}
+        if own and content.shape is not None:
+            key_heads, key_width = find_rotation(model).sizes[layer.index]
+            sizes = {"batch": content.shape.batch, "heads": content.shape.heads}
+            sizes |= {"key_heads": key_heads, "key_width": key_width}
+            if (key_heads, key_width) == (content.shape.key_heads, content.shape.key_width):
+                sizes["value_width"] = content.shape.value_width + (MARKS if content.has_marks else 0)
+                sizes["width"] = key_width + sizes["value_width"]
+            if not layer.policy.drops:
+                sizes["columns"] = content.length
+            check_state(own, sizes, model.dtype, layer.memory.state_names)
+        layer.load_state_dict(state)
+        layer.past_length, layer.shape = content.length, content.shape
+
+    def _check_shape(self, shape: CacheShape, model: PreTrainedModel, path: str | PathLike[str]) -> None:
         key_heads, key_width = find_rotation(model).sizes[
             (self._policy_layers or self.attention_layers)[0].index
         ]
@@ -474,8 +476,10 @@ class PolicyCache(Cache):
             "itemsize": model.dtype.itemsize,
         }
         for name, value in expected.items():
-            if shape[name] != value:
-                raise ValueError(f"{path} was saved with {name}={shape[name]}, but the model has {value}")
+            if getattr(shape, name) != value:
+                raise ValueError(
+                    f"{path} was saved with {name}={getattr(shape, name)}, but the model has {value}"
+                )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return an independent copy for the same model, for example for several questions about one text."""

@@ -43,6 +43,8 @@ class LocalWindowMemory(LayerMemory):
     tensors are ring buffers.
     """
 
+    state_names = frozenset(("keys", "values", "time"))
+
     def __init__(self, policy: LocalWindowPolicy) -> None:
         super().__init__()
         self.policy = policy

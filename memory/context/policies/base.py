@@ -192,6 +192,8 @@ class LayerMemory(ABC):
     """Largest number of tokens in a piece; None for no limit."""
     tracks_reads: bool = False
     """True if the memory records which tokens were read, for `get_retained_values`."""
+    state_names: ClassVar[frozenset[str]] = frozenset()
+    """Names of tensors that each state with tokens has, for the check of a file."""
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}

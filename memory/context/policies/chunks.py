@@ -159,6 +159,8 @@ class ChunksMemory(LayerMemory):
     longest_piece = ChunksPolicy.margin
     """Number of queries that select chunks together."""
 
+    state_names = frozenset(("chunks", "width"))
+
     def __init__(self, policy: ChunksPolicy) -> None:
         super().__init__()
         self.policy = policy
@@ -301,7 +303,10 @@ class ChunksMemory(LayerMemory):
             self._width = int(state["width"])
             table = self._relayout(state["chunks"], "interleave")
             self._open(table).append(table, 0)
-            self._num_started = table.shape[2] // self.policy.chunk_size
+            self._num_started, rest = divmod(table.shape[2], self.policy.chunk_size)
+            num_means = state["means"].shape[2] if "means" in state else 0
+            if rest or num_means not in (self._num_started, self._num_started - 1):
+                raise ValueError(f"{num_means} mean keys for {table.shape[2]} stored tokens")
         self.state = {"means": self._relayout(state["means"], "interleave")} if "means" in state else {}
 
     def _relayout(self, keys: Tensor, method: Literal["interleave", "deinterleave"]) -> Tensor:

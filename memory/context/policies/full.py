@@ -39,6 +39,8 @@ class FullMemory(LayerMemory):
     tokens of each buffer are in use.
     """
 
+    state_names = frozenset(("keys", "values"))
+
     def __init__(self) -> None:
         super().__init__()
         self.columns = 0

@@ -108,6 +108,8 @@ class H2OMemory(LayerMemory):
     longest_piece: int = 128
     """Number of queries whose attention weights are in memory at once."""
 
+    state_names = frozenset(("keys", "values", "sums"))
+
     def __init__(self, policy: H2OPolicy) -> None:
         super().__init__()
         self.policy = policy

@@ -88,6 +88,8 @@ class RecycledMemory(FullMemory):
     different token counts, the mask `copied_valid` is True for the used entries of the copy.
     """
 
+    state_names = frozenset(("keys", "values", "since"))
+
     def __init__(self, policy: RecycledPolicy) -> None:
         super().__init__()
         self.policy = policy

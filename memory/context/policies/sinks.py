@@ -90,6 +90,8 @@ class StreamMemory(LayerMemory):
     longest_piece = 1024
     """Number of tokens that attend at once without gradients, so that the copies of keys stay small."""
 
+    state_names = frozenset(("keys", "values"))
+
     def __init__(self, budget: int, num_sinks: int) -> None:
         super().__init__()
         self.num_sinks, self.window = num_sinks, budget - num_sinks

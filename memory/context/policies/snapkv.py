@@ -92,6 +92,8 @@ class SnapKVMemory(LayerMemory):
     with unused entries, and the mask `valid` is False for these entries.
     """
 
+    state_names = frozenset(("keys", "values", "queries"))
+
     def __init__(self, policy: SnapKVPolicy) -> None:
         super().__init__()
         self.policy, self.budget = policy, policy.num_tokens
