@@ -169,6 +169,9 @@ MODELS = (
     Border("?._from_pretrained", "safetensors only, of the size in the config", "memory/sequence.py"),
     Border("huggingface_hub.hf_hub_download", "one safetensors file", "memory/sequence.py"),
     Border("huggingface_hub.snapshot_download huggingface_hub.load* transformers.pipeline", "not needed"),
+    Border(
+        "gguf gguf.get_tensor_name_map", "a table of names, which reads no file", "memory/context/models.py"
+    ),
     Border("gguf* sentencepiece*", "only transformers reads them"),
     Border(
         "jinja2*",

@@ -129,7 +129,7 @@ def _load(
         raise _explain(source, reason)
     try:
         limits = nullcontext() if is_own else size_limits(source, sizes, is_quantized)
-        with _bars_on_terminals_alone(), no_panics(source), limits:
+        with _bars_on_terminals_alone(), _one_table_of_names(options), no_panics(source), limits:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, **options
             )
@@ -317,6 +317,24 @@ def _bars_on_terminals_alone() -> Iterator[None]:
     finally:
         logging.enable_progress_bar()
         gguf.tqdm = original_tqdm
+
+
+@contextmanager
+def _one_table_of_names(options: dict) -> Iterator[None]:
+    """Let transformers build the table of a GGUF file's tensor names once.
+
+    It builds one with the names of all layers for each module. This took 90 s of CPU time for 126 layers.
+    """
+    if "gguf_file" not in options:
+        yield
+        return
+    package: Any = importlib.import_module("gguf")
+    original: Any = package.get_tensor_name_map
+    package.get_tensor_name_map = functools.lru_cache(maxsize=4)(original)
+    try:
+        yield
+    finally:
+        package.get_tensor_name_map = original
 
 
 def _smollm2() -> Path:

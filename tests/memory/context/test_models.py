@@ -11,6 +11,7 @@ from transformers.utils import logging
 from scrubjay.memory import context
 from scrubjay.memory.context.cache import PolicyCache
 
+from ...fuzz.samples import make_samples
 from .families import FAMILIES, config_of
 
 pytestmark = pytest.mark.requires("transformers")
@@ -97,3 +98,26 @@ def test_progress_bars_of_gguf_files_stay_out_of_logs(smollm2_and_stderr):
 
     assert smollm2_and_stderr[2] == ""
     assert gguf.tqdm is tqdm
+
+
+@pytest.mark.requires("gguf")
+def test_the_names_in_a_gguf_file_are_listed_once_and_not_for_each_module(tmp_path, monkeypatch):
+    import gguf
+
+    counts = []
+    list_names = gguf.TensorNameMap.__init__
+
+    def count(self, arch, n_blocks):
+        counts.append(n_blocks)
+        list_names(self, arch, n_blocks)
+
+    monkeypatch.setattr(gguf.TensorNameMap, "__init__", count)
+    monkeypatch.setattr(
+        gguf.GGUFWriter,
+        "add_block_count",
+        lambda self, _: self.add_uint32("llama.block_count", 6),
+    )
+    make_samples(tmp_path, ("ggufs",))
+    with pytest.raises(ValueError, match="lacks 45 of its weights"):
+        context.load_model(tmp_path / "ggufs" / "model.gguf", trust=True)
+    assert counts == [6]
