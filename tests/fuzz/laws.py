@@ -16,7 +16,11 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\udc80-\udcff]"
 )
 """Characters that a terminal may obey. The output of a command in a file has none."""
-_LIBRARY_MESSAGES = re.compile(r" \(.*\); copy it again|\(traceback: [^)]*\)", re.DOTALL)
+_LIBRARY_MESSAGES = re.compile(
+    r" \(.*\); copy it again|\(traceback: [^)]*\)|the chat template rejects this conversation: .*; change",
+    re.DOTALL,
+)
+"""Messages of libraries, and of Jinja about a template, which are for the author of the files."""
 _NOT_PYTHON = re.compile(r"^\W*positional arguments\W*$", re.MULTILINE)
 SECRET = "the precious words of somebody else\n" * 9
 """Content of the victim."""

@@ -93,6 +93,8 @@ def render_chat(
     except TemplateLimitError as error:
         raise _refuse(str(error)) from None
     except Exception as error:
+        if isinstance(error, RecursionError):
+            error = RecursionError("it is nested too deeply, or calls itself without end")
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"the chat template fails: {reason:.500}; pass another template as "

@@ -228,6 +228,8 @@ def test_a_refused_template_takes_little_memory(name):
         ("{% if messages %}{% endfor %}", "unknown tag 'endfor'"),
         ("{{ raise_exception('no system') }}", "no system"),
         ("{{ messages[0].content.x.y }}", "no attribute 'x'"),
+        ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "nested too deeply, or calls itself"),
+        (f"{{{{ {'(' * 3000}1{')' * 3000} }}}}", "nested too deeply, or calls itself"),
     ],
 )
 def test_other_operations_are_refused(template, reason):
