@@ -200,7 +200,11 @@ def load_training(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{file} is not plain data and is refused, since loading it could execute any code"
             ) from error
-        raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        is_damage = isinstance(
+            error, UnicodeError | TypeError | AttributeError | LookupError | RecursionError
+        )
+        reason = f"it is damaged ({type(error).__name__})" if is_damage else " ".join(str(error).split())
+        raise CheckpointError(f"{file} cannot be read: {reason}") from error
 
 
 def _read_first_byte(file: Path) -> bytes:

@@ -112,6 +112,19 @@ def test_compressed_training_state_is_refused(tmp_path):
     assert "is a compressed archive" in str(error.value.__cause__)
 
 
+def test_damage_inside_the_training_state_is_described_in_our_words(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"w": torch.zeros(2)}, {"é": 1})
+    with zipfile.ZipFile(path / "training.pt") as archive:
+        parts = {
+            part.filename: archive.read(part).replace("é".encode(), b"\xc3(") for part in archive.infolist()
+        }
+    with zipfile.ZipFile(path / "training.pt", "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data.replace("é".encode(), b"\xc3("))
+    with pytest.raises(CheckpointError, match=r"cannot be read: it is damaged \(UnicodeDecodeError\)$"):
+        load_training(path)
+
+
 def through_a_file(value):
     file = io.BytesIO()
     torch.save(to_plain(value), file)
