@@ -78,6 +78,9 @@ def open_bank(
         raise ValueError(
             f"memory bank {path} does not exist; create it with: scrubjay memory add {path} TEXT"
         )
+    if not create and path.stat().st_size == 0 and not path.with_name(f"{path.name}-wal").exists():
+        # SQLite would write a new bank into the file, which may be a link to the output of this command.
+        raise ValueError(f"{path} is empty; fill it with: scrubjay memory add {path} TEXT")
     if not path.parent.is_dir():
         raise ValueError(f"folder {path.parent} does not exist")
     embedding_model = None if embeddings is None else make_embeddings(embeddings)  # before a file is created

@@ -254,6 +254,16 @@ def test_files_of_holes_are_refused_before_they_fill_the_memory(here, tmp_path, 
         assert message in err
 
 
+def test_a_command_that_reads_writes_no_bank_into_an_empty_file(here, tmp_path):
+    (tmp_path / "m.db").touch()
+    for words in (["export", "m.db"], ["search", "m.db", "x"], ["show", "m.db"]):
+        code, out, err = here("memory", *words)
+        assert (code, out) == (2, "")
+        assert "m.db is empty; fill it with: scrubjay memory add m.db TEXT" in err
+    assert (tmp_path / "m.db").stat().st_size == 0
+    assert here("memory", "add", "m.db", "one")[0] == 0
+
+
 def test_help_names_every_action(here):
     code, out, _ = here("memory")
     assert code == 0
