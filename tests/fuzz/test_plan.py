@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from scrubjay.experiments.commands import COMMANDS
 
 from . import plan as plans
+from . import tree
 from .child import run_child
 from .findings import Progress, load_progress, save_progress
 from .samples import MAKERS, make_samples
@@ -97,6 +99,18 @@ def test_a_file_that_the_fuzzer_itself_reads_is_small_and_regular(tmp_path):
     os.truncate(tmp_path / "huge", 2**36)
     contents = {path.name: read_sample(path) for path in tmp_path.iterdir()}
     assert contents == {"pipe": b"", "huge": b"", "memory": b"", "small": b"{}"}
+
+
+def test_aliases_of_yaml_do_not_keep_a_mutator_busy(tmp_path):
+    lists = [
+        "- &a [0]\n",
+        *(f"- &{new} [{', '.join([f'*{old}'] * 40)}]\n" for old, new in ("ab", "bc", "cd")),
+    ]
+    file = tmp_path / "entries.yaml"
+    file.write_text("".join([*lists, f"- [{', '.join(['*d'] * 40)}]\n"]))
+    before = time.process_time()
+    tree.move_value(file, random.Random(0))
+    assert time.process_time() - before < 5
 
 
 def test_no_checksum_covers_a_bank():

@@ -37,6 +37,7 @@ _YAML_TEXTS = (
     '"\\x00\\ud800": "\\x1b[2J"\n',
     "a: |\n" + " x" * 50_000 + "\n",
 )
+_MAX_VALUES = 50_000
 
 
 def set_value(file: Path, draw: random.Random) -> None:
@@ -54,7 +55,7 @@ def move_value(file: Path, draw: random.Random) -> None:
     """Replace a value by a value from elsewhere in the file."""
 
     def change(place: Any, key: Any, tree: Any) -> None:
-        other, name = draw.choice(list(_walk(tree)))
+        other, name = draw.choice(_list_places(tree))
         place[key] = json.loads(json.dumps(other[name]))
 
     _edit(file, draw, change)
@@ -136,12 +137,17 @@ def _edit(file: Path, draw: random.Random, change: Any) -> None:
     lines = text.splitlines() if is_lines else [text]
     number = draw.randrange(len(lines))
     tree = [yaml.safe_load(lines[number]) if is_yaml else json.loads(lines[number])]
-    place, key = draw.choice(list(_walk(tree)))
+    place, key = draw.choice(_list_places(tree))
     change(place, key, tree)
     if not tree:
         tree = [None]
     lines[number] = yaml.safe_dump(tree[0]) if is_yaml else json.dumps(tree[0])
     file.write_text("\n".join(lines) + "\n", "utf-8", errors="surrogatepass")
+
+
+def _list_places(tree: Any) -> list[tuple[Any, Any]]:
+    """Return container and key of the first values of a tree. Aliases of YAML may make billions of them."""
+    return list(itertools.islice(_walk(tree), _MAX_VALUES))
 
 
 def _walk(value: Any) -> Iterator[tuple[Any, Any]]:
