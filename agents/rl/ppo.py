@@ -188,6 +188,7 @@ class PPO:
         """
         segment.check_rewards()
         burn_in = segment.burn_in if self.config.burn_in_segments else None
+        segment = dataclasses.replace(segment, burn_in=None)  # minibatches need no copies of it
         if self.config.burn_in_segments and burn_in is None:
             raise ValueError(
                 f"burn_in_segments={self.config.burn_in_segments}: the segment has no earlier steps; pass "

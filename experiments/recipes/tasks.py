@@ -79,7 +79,7 @@ def _gru_config(
 
 @recipe("tmaze-demo", longer=("corridor_length", (1, 2, 5, 10)), episode_steps=21)
 def tmaze_demo() -> TrainConfig:
-    """T-maze, corridor of 20 steps: trains in one to two minutes on a laptop; some seeds unlearn the task."""
+    """T-maze, corridor of 20 steps: trains in one to two minutes on a laptop."""
     return _gru_config(
         "scrubjay/TMaze-v0",
         {"corridor_length": 20},
