@@ -314,14 +314,12 @@ class Sampler(BaseSampler):
             raise ValueError(
                 f"the state has burn_in_segments={len(history)}; this sampler has {len(self._history)}"
             )
+        earlier = [BurnIn(from_leaves(s["observations"]), s["starts"], s["state"]) for s in history]
+        if any(_shapes(steps) != _shapes(own) for steps, own in zip(earlier, self._history, strict=True)):
+            raise ValueError("the steps for burn_in_segments have other shapes than those of this sampler")
         super().set_state(state)
         if state["env"] is not None and self.restores_env:
-            self._history.extend(
-                BurnIn(from_leaves(steps["observations"]), steps["starts"], steps["state"]).to(
-                    self.policy.device
-                )
-                for steps in history
-            )
+            self._history.extend(steps.to(self.policy.device) for steps in earlier)
 
     def _begin(self, seed: int) -> None:
         super()._begin(seed)
@@ -347,6 +345,12 @@ class Sampler(BaseSampler):
 
     def _load_env(self, state: Any) -> None:
         load_env(self.env, state)
+
+
+def _shapes(steps: BurnIn) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return shape and type of each tensor."""
+    tensors = {"starts": steps.starts, **steps.state, **to_leaves(steps.observations)}
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _join_steps(history: Sequence[BurnIn]) -> BurnIn:

@@ -163,6 +163,9 @@ def test_a_restored_sampler_has_the_same_burn_in(
         assert all(torch.equal(one[key], other[key]) for key in one)
     with pytest.raises(ValueError, match="burn_in_segments=2; this sampler has 1"):
         Sampler(scripted_envs(3), policy, 4, burn_in_segments=1).set_state(state)
+    state["history"][1]["starts"] = state["history"][1]["starts"][:, :2]
+    with pytest.raises(ValueError, match="burn_in_segments have other shapes"):
+        other_sampler.set_state(state)
 
 
 def test_burn_in_is_refused_where_it_cannot_be_had(
