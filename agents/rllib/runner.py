@@ -49,13 +49,8 @@ class SegmentRunner(EnvRunner):
         seed = self.config.sampling_seed + self.first_row
         if self.worker_index and ray.get_runtime_context().was_current_actor_reconstructed:
             seed = secrets.randbits(31)  # do not repeat the first episodes
-        self.sampler = make_sampler(
-            self.envs,
-            self.policy,
-            self.config.segment_length,
-            seed,
-            self.config.learner.sampled_burn_in,
-        )
+        length, burn_in = self.config.segment_length, self.config.learner.sampled_burn_in
+        self.sampler = make_sampler(self.envs, self.policy, length, seed, burn_in)
 
     def sample(self, weights: dict[str, Tensor] | None = None, **_: Any) -> RunnerSample:
         """Load `weights`, unless they are None, and sample the next segment."""

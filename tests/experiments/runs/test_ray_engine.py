@@ -79,14 +79,13 @@ def test_without_other_processes_it_equals_the_local_run_bit_for_bit(memory, tin
 @pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_nested_actions_train_as_on_the_local_engine(processes, tiny, cluster, tmp_path, assert_same):
     shutil.copy(ROBOTS, cluster)
-    config = tiny(env=EnvConfig("robots:Robot", num_envs=4))
-    config = config.with_learner(dataclasses.replace(config.learner, burn_in_segments=2))
+    learner = dataclasses.replace(tiny().learner, burn_in_segments=2)
+    config = tiny(env=EnvConfig("robots:Robot", num_envs=4), learner=learner)
     result = train(config, tmp_path / "ray", ray=RayOptions(processes, processes))
     assert_same(result, train(config, tmp_path / "local"))
 
 
-# the test of both engines below also covers a runner that continues the local engine's episodes
-@pytest.mark.slow
+@pytest.mark.slow  # the test of both engines below also covers a runner that continues local episodes
 def test_one_runner_samples_what_the_local_engine_samples(tiny, tmp_path, assert_same):
     config = tiny("hcam")
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(1, 0)), train(config, tmp_path / "local"))
