@@ -28,7 +28,7 @@ from scrubjay.agents.rl.masks.action_masks import drop_mask, select_mask
 from scrubjay.agents.rl.normalization import ObservationNormalizer
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.pretrained import PretrainedPolicy
-from scrubjay.agents.rl.segment import BurnIn, Observation, Segment
+from scrubjay.agents.rl.segment import EarlierSteps, Observation, Segment
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.rl.trunk import ACTOR, CRITIC, SeparateSteppers, Trunk, join_states
 from scrubjay.memory import MemoryConfig, State, make_config
@@ -354,7 +354,7 @@ class Policy(Trunk, PretrainedPolicy):
         return Evaluation(log_probs, entropy, values, reconstruction_loss, auxiliary, distribution)
 
     @torch.no_grad()
-    def replay(self, burn_in: BurnIn) -> State:
+    def replay(self, burn_in: EarlierSteps) -> State:
         """Return the memory state after the steps of `burn_in` under the current weights."""
         leaves = to_leaves(self.normalize(burn_in.observations))
         observations = from_leaves({key: leaf.flatten(0, 1) for key, leaf in leaves.items()})

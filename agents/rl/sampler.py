@@ -36,7 +36,7 @@ from scrubjay.agents.rl.rollout import (
     VectorEnvs,
     rollout,
 )
-from scrubjay.agents.rl.segment import BaseSegment, BurnIn, Segment
+from scrubjay.agents.rl.segment import BaseSegment, EarlierSteps, Segment
 
 _log = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ class Sampler(BaseSampler):
             )
         if burn_in_segments < 0:
             raise ValueError(f"burn_in_segments={burn_in_segments}: must not be negative")
-        self._history: deque[BurnIn] = deque(maxlen=burn_in_segments)
+        self._history: deque[EarlierSteps] = deque(maxlen=burn_in_segments)
         super().__init__(env, VectorEnvs(env, policy.action_masks), policy, segment_length, seed)
 
     def collect(self) -> Segment:
@@ -288,7 +288,7 @@ class Sampler(BaseSampler):
         segment: Segment = super().collect()
         if self._history:
             segment.burn_in = _join_steps(self._history)
-            self._history.append(BurnIn(segment.observations, segment.starts, segment.state))
+            self._history.append(EarlierSteps(segment.observations, segment.starts, segment.state))
         return segment
 
     def get_state(self) -> dict[str, Any]:
@@ -314,7 +314,7 @@ class Sampler(BaseSampler):
             raise ValueError(
                 f"the state has burn_in_segments={len(history)}; this sampler has {len(self._history)}"
             )
-        earlier = [BurnIn(from_leaves(s["observations"]), s["starts"], s["state"]) for s in history]
+        earlier = [EarlierSteps(from_leaves(s["observations"]), s["starts"], s["state"]) for s in history]
         if any(_shapes(steps) != _shapes(own) for steps, own in zip(earlier, self._history, strict=True)):
             raise ValueError("the steps for burn_in_segments have other shapes than those of this sampler")
         super().set_state(state)
@@ -325,7 +325,7 @@ class Sampler(BaseSampler):
         super()._begin(seed)
         shape, device = (self.num_envs, self.segment_length), self.policy.device
         # Each of these steps starts an episode, as does the first step after them: they change no state.
-        steps = BurnIn(
+        steps = EarlierSteps(
             from_leaves({key: leaf.zero_() for key, leaf in self._empty_leaves(*shape).items()}),
             torch.ones(shape, dtype=torch.bool),
             self._state,
@@ -347,16 +347,16 @@ class Sampler(BaseSampler):
         load_env(self.env, state)
 
 
-def _shapes(steps: BurnIn) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def _shapes(steps: EarlierSteps) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Return shape and type of each tensor."""
     tensors = {"starts": steps.starts, **steps.state, **to_leaves(steps.observations)}
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
-def _join_steps(history: Sequence[BurnIn]) -> BurnIn:
+def _join_steps(history: Sequence[EarlierSteps]) -> EarlierSteps:
     """Return the steps of consecutive segments as one, with the memory state before the first of them."""
     leaves = [to_leaves(steps.observations) for steps in history]
-    return BurnIn(
+    return EarlierSteps(
         from_leaves({key: torch.cat([leaf[key] for leaf in leaves], dim=1) for key in leaves[0]}),
         torch.cat([steps.starts for steps in history], dim=1),
         history[0].state,

@@ -82,7 +82,7 @@ class BaseSegment(Batch):
 
 
 @dataclass
-class BurnIn(Batch):
+class EarlierSteps(Batch):
     """Steps before a segment, from which the memory state at its start can be computed again."""
 
     observations: Observation
@@ -126,7 +126,7 @@ class Segment(BaseSegment):
     """Value of the observation that follows the segment."""
     state: State
     """Memory state before the first step."""
-    burn_in: BurnIn | None = None
+    burn_in: EarlierSteps | None = None
     """The steps before the segment, if the sampler keeps them."""
 
     @property
