@@ -77,6 +77,20 @@ def change_names(file: Path, draw: random.Random) -> None:
     _write(file, header, data)
 
 
+def change_metadata(file: Path, draw: random.Random) -> None:
+    """Replace a value in a JSON text of the metadata, as that of a saved cache."""
+    header, data = _read(file)
+    metadata = header["__metadata__"]
+    name = draw.choice(list(metadata))
+    fields = json.loads(metadata[name])
+    places = [(fields, key) for key in fields]
+    places += [(inner, key) for inner in fields.values() if isinstance(inner, dict) for key in inner]
+    place, key = draw.choice(places)
+    place[key] = any_value(draw)
+    metadata[name] = json.dumps(fields)
+    _write(file, header, data)
+
+
 def change_length(file: Path, draw: random.Random) -> None:
     """Change the length field, pad the header, or add and drop data."""
     header, data = _read(file)
@@ -136,6 +150,7 @@ WAYS = (
     change_entry,
     change_names,
     change_names,
+    change_metadata,
     change_length,
     change_numbers,
     grow,
