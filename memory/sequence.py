@@ -277,7 +277,10 @@ class SequenceModel(
 
         Raises ValueError if the files do not describe a model. Raises OSError if a file is missing.
         """
-        file = Path(pretrained_model_name_or_path) / "config.json"
+        folder = Path(pretrained_model_name_or_path)
+        if folder.exists() and not folder.is_dir():  # the Hub would be asked for a model of this name
+            raise ValueError(f"{folder} is not a folder; give a folder that save_pretrained wrote")
+        file = folder / "config.json"
         if file.exists() and (not file.is_file() or file.stat().st_size > _MAX_CONFIG_BYTES):
             raise ValueError(f"{file} is not a regular file of at most {_MAX_CONFIG_BYTES:,} bytes")
         try:

@@ -346,3 +346,9 @@ def test_wrong_types_of_state_and_memory_are_named():
         TypeError, match=r"memory='gru': expected a config, as returned by make_config\(NAME\)"
     ):
         SequenceConfig(4, "gru")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_pipe_is_no_name_of_a_model_on_the_hub(tmp_path):
+    os.mkfifo(tmp_path / "model")
+    with pytest.raises(ValueError, match="model is not a folder; give a folder that save_pretrained wrote"):
+        SequenceModel.from_pretrained(tmp_path / "model")

@@ -75,8 +75,10 @@ class Store:
         try:
             with self._reporting_damage():
                 self._prepare()
-        except BaseException:
+        except BaseException as error:
             self._connection.close()
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
+                raise OSError(f"{self.path!r} cannot be opened as a memory bank: {error}") from error
             raise
 
     def close(self) -> None:

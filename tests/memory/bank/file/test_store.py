@@ -6,6 +6,7 @@ import os
 import sqlite3
 import struct
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -278,3 +279,10 @@ def test_pages_that_refer_to_each_other_are_refused_in_an_untrusted_file(tmp_pat
     path.write_bytes(content)
     with pytest.raises(DamagedBankError):
         MemoryBank(path, foreign=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs a file in which nobody can write")
+def test_a_file_that_sqlite_cannot_open_is_an_os_error(tmp_path):
+    (tmp_path / "a.db").symlink_to("/proc/self/environ")
+    with pytest.raises(OSError, match=r"a.db' cannot be opened as a memory bank: unable to open"):
+        MemoryBank(tmp_path / "a.db")
