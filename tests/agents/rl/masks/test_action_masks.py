@@ -17,7 +17,7 @@ from scrubjay.agents import Policy, PolicyConfig, Sampler
 from scrubjay.agents.rl.distributions import CategoricalHead
 from scrubjay.agents.rl.masks.action_masks import ActionMasks, drop_mask, sample_action
 from scrubjay.agents.rl.masks.detection import offers_masks
-from scrubjay.agents.rl.observations import EnvFaultError
+from scrubjay.agents.rl.observations import EnvFaultError, to_leaves
 from scrubjay.agents.rl.ppo import PPO, PPOConfig
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory.gru import GRUConfig
@@ -394,7 +394,7 @@ def test_no_other_part_of_the_policy_sees_the_mask(options):
         segment = Sampler(envs, policy, 9, seed=0).collect()
         policy.update_statistics(segment)
         before = policy.evaluate(segment)
-        for key, leaf in segment.observations.items():
+        for key, leaf in to_leaves(segment.observations).items():
             if key.endswith("action_mask"):
                 leaf.fill_(1)
         after = policy.evaluate(segment)
