@@ -94,7 +94,8 @@ def test_the_learning_rate_of_ppo_keeps_its_last_value(tiny, tmp_path):
     )
     plan = train(annealing, tmp_path / "run")
     falling = [row["charts/learning_rate"] for row in plan.metrics()]
-    assert falling == pytest.approx([3e-4 * (1 - done / 6) for done in range(6)])
+    rate = PPOConfig.learning_rate
+    assert falling == pytest.approx([rate * (1 - done / 6) for done in range(6)])
     run = resume(plan.path, total_steps=256)
     assert [row["charts/learning_rate"] for row in run.metrics()] == falling + 2 * falling[-1:]
 

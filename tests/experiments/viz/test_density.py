@@ -1,6 +1,5 @@
 """Recall density on memories and tasks with known dependencies."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -151,7 +150,7 @@ def by_lag(rows):
 )
 def test_who_learned_the_maze_looks_back_at_the_cue(memory, recall_name, tmp_path):
     """The reported reads of `hcam` are tested, since no gradient reaches its chunks."""
-    config = dataclasses.replace(with_memory(RECIPES["tmaze-demo"](), memory), total_steps=100_000)
+    config = with_memory(RECIPES["tmaze-demo"](), memory)
     run = train(config, tmp_path / memory)
     assert run.result["success"] > 0.9
     rows = recall_maps(trace_episode(run.policy, config.env))[recall_name]
