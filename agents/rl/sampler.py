@@ -293,14 +293,7 @@ class Sampler(BaseSampler):
 
     def get_state(self) -> dict[str, Any]:
         """Return the sampler's state: tensors, plain values and, if available, the environment's state."""
-        history = [
-            {
-                "observations": {key: leaf.clone() for key, leaf in to_leaves(steps.observations).items()},
-                "starts": steps.starts.clone(),
-                "state": {key: value.clone() for key, value in steps.state.items()},
-            }
-            for steps in self._history
-        ]
+        history = [asdict(steps) for steps in self._history]
         return super().get_state() | ({"history": history} if history else {})
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -314,7 +307,7 @@ class Sampler(BaseSampler):
             raise ValueError(
                 f"the state has burn_in_segments={len(history)}; this sampler has {len(self._history)}"
             )
-        earlier = [EarlierSteps(from_leaves(s["observations"]), s["starts"], s["state"]) for s in history]
+        earlier = [EarlierSteps(**steps) for steps in history]
         if any(_shapes(steps) != _shapes(own) for steps, own in zip(earlier, self._history, strict=True)):
             raise ValueError("the steps for burn_in_segments have other shapes than those of this sampler")
         super().set_state(state)

@@ -6,13 +6,14 @@ safe, and so are names that the user passed in this process.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
@@ -102,28 +103,8 @@ class EnvConfig:
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
         function = load_callable(self.id)
-        try:
-            with exit_errors(self.id):
-                env = (
-                    gymnasium.make(gymnasium_id(self.id), **kwargs)
-                    if function is None
-                    else function(**kwargs)
-                )
-        except ImportError as error:
-            raise ValueError(describe_import_error(self.id, error)) from error
-        except gymnasium.error.Error as error:
-            is_name = function is None and isinstance(error, gymnasium.error.UnregisteredEnv)
-            reason = " ".join(str(error).split())
-            message = _describe_unknown(self.id, reason) if is_name else f"environment {self.id!r}: {reason}"
-            raise ValueError(message) from error
-        except SETTING_ERRORS as error:
-            raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
-        except OSError as error:
-            raise ValueError(f"environment {str(self.id)!r}: {error}") from error
-        except Exception as error:
-            if is_plain(error):
-                raise
-            raise BrokenEnvError.from_error(self.id, error) from error
+        with construction_errors(self.id, kwargs, is_id=function is None):
+            env = gymnasium.make(gymnasium_id(self.id), **kwargs) if function is None else function(**kwargs)
         env = check_single(env, self.id)
         for wrapper in self.wrappers:
             env = WrapperCall.parse(wrapper).apply(env, self.id)
@@ -240,6 +221,34 @@ class EnvConfig:
             return envs
         envs.close()
         return None
+
+
+@contextlib.contextmanager
+def construction_errors(name: str, kwargs: Mapping[str, Any], is_id: bool = False) -> Iterator[None]:
+    """Add the name of the environment to errors of its constructor, which is called in the `with` block.
+
+    `is_id` is True if the name is a gymnasium id. Raises ValueError if a name, a module, a file or one of the
+    settings `kwargs` is the reason, BrokenEnvError for other errors of the environment's code, and the errors
+    of `exit_errors`.
+    """
+    try:
+        with exit_errors(name):
+            yield
+    except ImportError as error:
+        raise ValueError(describe_import_error(name, error)) from error
+    except gymnasium.error.Error as error:
+        is_unknown = is_id and isinstance(error, gymnasium.error.UnregisteredEnv)
+        reason = " ".join(str(error).split())
+        message = _describe_unknown(name, reason) if is_unknown else f"environment {name!r}: {reason}"
+        raise ValueError(message) from error
+    except SETTING_ERRORS as error:
+        raise ValueError(describe_setting_error(name, kwargs, error)) from error
+    except OSError as error:
+        raise ValueError(f"environment {str(name)!r}: {error}") from error
+    except Exception as error:
+        if is_plain(error):
+            raise
+        raise BrokenEnvError.from_error(name, error) from error
 
 
 def _find_vector_creator(spec: EnvSpec) -> Callable[..., Any] | None:

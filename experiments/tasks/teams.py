@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-import gymnasium
 import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
@@ -18,18 +17,17 @@ from scrubjay.agents.rl.rollout import ActorInput
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv, TeamEnvs
 from scrubjay.envs.teams import ParallelTeams
-from scrubjay.experiments.cli.failures import BrokenEnvError, check_at_least
+from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.tasks.environments import (
-    SETTING_ERRORS,
     EnvFacts,
     KwargValue,
     admit,
-    describe_setting_error,
+    construction_errors,
     is_safe_team,
     load_callable,
     mark_untrusted,
 )
-from scrubjay.experiments.tasks.faults import check_team, describe_import_error, exit_errors, is_plain
+from scrubjay.experiments.tasks.faults import check_team, describe_import_error, exit_errors
 
 _TRIAL_STEPS = 16
 _GYMNASIUM_ID = r"-v\d+$"
@@ -139,21 +137,8 @@ class TeamEnvConfig:
                 f"environment {self.id!r}: {alone if re.search(_GYMNASIUM_ID, self.id) else ''}"
                 f"write module:callable, as in {TeamEnvConfig.id!r}"
             )
-        try:
-            with exit_errors(self.id):
-                return function(**kwargs)
-        except ImportError as error:
-            raise ValueError(describe_import_error(self.id, error)) from error
-        except gymnasium.error.Error as error:
-            raise ValueError(f"environment {self.id!r}: {' '.join(str(error).split())}") from error
-        except SETTING_ERRORS as error:
-            raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
-        except OSError as error:
-            raise ValueError(f"environment {str(self.id)!r}: {error}") from error
-        except Exception as error:
-            if is_plain(error):
-                raise
-            raise BrokenEnvError.from_error(self.id, error) from error
+        with construction_errors(self.id, kwargs):
+            return function(**kwargs)
 
 
 def _sample_actions(spaces: Spaces, inputs: ActorInput) -> np.ndarray:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -17,6 +17,8 @@ from gymnasium.wrappers import RescaleAction, TimeLimit, TransformReward
 from scrubjay.agents import PPO, EpisodeStats, Policy, PPOConfig, Sampler, Segment
 from scrubjay.agents.rl.observations import leaf_spaces
 from scrubjay.memory import MemoryConfig, make_config
+
+from .test_segment import leaves
 
 Envs = Callable[..., SyncVectorEnv]
 MakePolicy = Callable[..., Policy]
@@ -35,17 +37,8 @@ remembering = pytest.mark.parametrize(
 )
 
 
-def tensors(segment: Segment) -> dict[str, torch.Tensor]:
-    fields_by_name = {}
-    for field in fields(segment):
-        value = getattr(segment, field.name)
-        if value is not None:
-            fields_by_name |= value if isinstance(value, dict) else {field.name: value}
-    return fields_by_name
-
-
 def assert_same(one: Segment, other: Segment) -> None:
-    left, right = tensors(one), tensors(other)
+    left, right = leaves(one), leaves(other)
     assert all(torch.equal(left[key], right[key]) for key in left | right)
 
 
