@@ -4,9 +4,10 @@ The formulas describe one chunk of one head. Q, K and V are its queries, keys an
 S_0 the state at its start and S_C the state at its end. `start` is the decay from the chunk's start to each
 token, start_C that over the whole chunk, and `end` the decay from each token to the chunk's end. For tokens i
 and j, qk_ij is the product of query i and key j, times b_j and the decay from token j to token i. kk_ij is
-the same with key i instead of query i. Both matrices are causal. Then the errors E, the outputs Y and S_C are
+the same with erase key i instead of query i. Both matrices are causal. With the erase keys A, which are K by
+default, the errors E, the outputs Y and S_C are
 
-    delta:    (I + kk) E = V - (K * start) S_0        (kk strictly lower triangular)
+    delta:    (I + kk) E = V - (A * start) S_0        (kk strictly lower triangular)
     hebbian:  E = V
     Y = qk E + (Q * start) S_0,    S_C = start_C * S_0 + (b K * end)^T E.
 
@@ -41,13 +42,19 @@ _FLUSH_EVERY = 8
 
 
 class LinearTokens(NamedTuple):
-    """Queries, keys, values, decays and step sizes of the tokens, split into chunks."""
+    """Queries, keys, values, decays, step sizes and erase keys of the tokens, split into chunks."""
 
     query: Float[Tensor, "N R C K"]
     key: Float[Tensor, "N R C K"]
     value: Float[Tensor, "N R C V"]
     decay: Float[Tensor, "N R C F"]
     step: Float[Tensor, "N R C 1"]
+    erase_key: Float[Tensor, "N R C K"] | None = None
+
+    @property
+    def erased(self) -> Float[Tensor, "N R C K"]:
+        """Keys whose stored values are subtracted."""
+        return self.key if self.erase_key is None else self.erase_key
 
 
 class LinearTrace(NamedTuple):
@@ -62,7 +69,7 @@ class LinearTrace(NamedTuple):
     inverse: Tensor | None
     """Inverse of the matrix I + kk in the formulas of `kernels.linear.chunks`; None for the hebbian rule."""
     inverse_keys: Tensor | None
-    """Product of `inverse` with the decayed keys, K * start in the formulas; None for the hebbian rule."""
+    """Product of `inverse` with the decayed erase keys, A * start in the formulas; None for the hebbian rule."""
     errors: Float[Tensor, "N R C V"]
     states: Float[Tensor, "N R K V"]
     """State before each chunk."""
@@ -112,7 +119,7 @@ def compute_decays(log_decay: Tensor, start: Bool[Tensor, "B T"] | None) -> Tens
 
 def split_tokens(inputs: LinearInputs, start: Bool[Tensor, "B T"] | None, length: int) -> LinearTokens:
     """Split the tokens into chunks of `length` tokens."""
-    query, key, value, log_decay, step, _ = inputs
+    query, key, value, log_decay, step, _, erase_key = inputs
     parts = (query, key, value, compute_decays(log_decay, start), step[..., None])
     padding = -(-query.shape[1] // length) * length - query.shape[1]
     query, key, value, decay, step = (to_chunks(part, length) for part in parts)
@@ -121,14 +128,16 @@ def split_tokens(inputs: LinearInputs, start: Bool[Tensor, "B T"] | None, length
         is_padding = torch.arange(length, device=query.device) >= length - padding
         last = torch.where(is_padding[:, None], 1, decay[-1:])
         decay = torch.cat([decay[:-1], last])
-    return LinearTokens(query, key, value, decay, step)
+    if erase_key is not None:
+        erase_key = to_chunks(erase_key, length)
+    return LinearTokens(query, key, value, decay, step, erase_key)
 
 
 def run(
     tokens: LinearTokens, state: Float[Tensor, "R K V"], rule: Rule
 ) -> tuple[Tensor, Tensor, LinearTrace]:
     """Return the outputs `[N, R, C, V]`, the final state, and the trace for the backward pass."""
-    query, key, value, decay, step = tokens
+    query, key, value, decay, step, _ = tokens
     decay_products = multiply_decays(decay)
     pair_decays = compute_pair_decays(decay_products) if decay.shape[-1] == 1 else None
     scaled_keys = key * step
@@ -138,13 +147,13 @@ def run(
         (read_scores,) = compute_pair_products(decay_products, pair_decays, [query], scaled_keys)
     else:
         read_scores, key_scores = compute_pair_products(
-            decay_products, pair_decays, [query, key], scaled_keys
+            decay_products, pair_decays, [query, tokens.erased], scaled_keys
         )
         eye = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)
         inverse = torch.linalg.solve_triangular(
             key_scores, eye.expand(key_scores.shape), upper=False, unitriangular=True
         )
-        errors, inverse_keys = inverse @ value, inverse @ (key * decay_products.from_start)
+        errors, inverse_keys = inverse @ value, inverse @ (tokens.erased * decay_products.from_start)
     states, errors, after = _scan_chunks(
         decay_products, (scaled_keys * decay_products.to_end).mT, errors, inverse_keys, state
     )

@@ -48,7 +48,7 @@ class ChunkOptions(NamedTuple):
 def run_with_autograd(options: ChunkOptions, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return the outputs `[B, T, H, V]` and the final state, differentiable by autograd.
 
-    `inputs` are query, key, value, log_decay, step and state.
+    `inputs` are query, key, value, log_decay, step, state and possibly erase_key.
     """
     y, after, _ = _forward(options, LinearInputs(*inputs))
     return y, after
@@ -78,13 +78,13 @@ def run_in_parts(options: ChunkOptions, *inputs: Tensor) -> tuple[Tensor, Tensor
     starts = [None] * -(-batch // rows) if options.start is None else options.start.split(rows)
     outputs, states = [], []
     # Split, not sliced: autograd would sum full-size gradients of slices.
-    for start, *tokens, state in zip(starts, *(x.split(rows) for x in inputs), strict=True):
+    for start, *part in zip(starts, *(x.split(rows) for x in inputs), strict=True):
+        state = part.pop(5)
         reads = []
         part_starts = [None] * -(-time // steps) if start is None else start.split(steps, dim=1)
-        for part_start, *part_tokens in zip(
-            part_starts, *(x.split(steps, dim=1) for x in tokens), strict=True
-        ):
-            y, state = _LinearMemory.apply(options._replace(start=part_start), *part_tokens, state)  # pyright: ignore[reportGeneralTypeIssues]
+        for part_start, *part_tokens in zip(part_starts, *(x.split(steps, dim=1) for x in part), strict=True):
+            part_inputs = (*part_tokens[:5], state, *part_tokens[5:])
+            y, state = _LinearMemory.apply(options._replace(start=part_start), *part_inputs)  # pyright: ignore[reportGeneralTypeIssues]
             reads.append(y)
         outputs.append(torch.cat(reads, dim=1) if len(reads) > 1 else reads[0])
         states.append(state)
@@ -99,7 +99,7 @@ class _LinearMemory(torch.autograd.Function):
     @staticmethod
     def forward(ctx, options: ChunkOptions, *inputs: Tensor):
         y, after, trace = _forward(options, LinearInputs(*inputs))
-        ctx.options = options
+        ctx.options, ctx.count = options, len(inputs)
         if any(ctx.needs_input_grad):
             # Autograd saves all of it: so it is freed after the backward pass and dropped by checkpointing.
             leaves, ctx.spec = pytree.tree_flatten(trace)
@@ -110,16 +110,16 @@ class _LinearMemory(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def backward(ctx, grad_y, grad_after):
-        inputs, leaves = LinearInputs(*ctx.saved_tensors[:6]), list(ctx.saved_tensors[6:])
+        inputs, leaves = ctx.saved_tensors[: ctx.count], list(ctx.saved_tensors[ctx.count :])
         if grad_y is None and grad_after is None:
-            return (None,) * 7
+            return (None,) * (1 + ctx.count)
         if needs_graph(grad_y, grad_after):
             grads = differentiate_graph(
                 lambda *tensors: run_with_autograd(ctx.options, *tensors), inputs, grad_y, grad_after
             )
             return None, *grads
         tokens, trace = pytree.tree_unflatten(leaves, ctx.spec)
-        return None, *_backward(ctx.options, inputs, tokens, trace, grad_y, grad_after)
+        return None, *_backward(ctx.options, LinearInputs(*inputs), tokens, trace, grad_y, grad_after)
 
 
 def _backward(
@@ -130,8 +130,8 @@ def _backward(
     grad_y: Tensor | None,
     grad_after: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of `inputs`."""
-    query, key, value, _, step = tokens
+    """Return the gradients of the tensors of `inputs`."""
+    query, key, value, _, step, _ = tokens
     batch, time, heads, _ = inputs.query.shape
     decay_products, pair_decays, scaled_keys, errors = (
         trace.decay_products,
@@ -145,7 +145,10 @@ def _backward(
 
     lefts, grad_products = [query], [grad_y @ errors.mT]
     if options.rule == "delta":
-        lefts, grad_products = [query, key], [*grad_products, (grad_value @ errors.mT).tril_(-1).neg_()]
+        lefts, grad_products = (
+            [query, tokens.erased],
+            [*grad_products, (grad_value @ errors.mT).tril_(-1).neg_()],
+        )
     (grad_query, *grad_left), grad_scaled_keys = backward_pair_products(
         decay_products, pair_decays, grad_products, lefts, scaled_keys
     )
@@ -153,7 +156,7 @@ def _backward(
     grad_log_sums = _sum_channels(query * grad_query, pair_decays)
     for grad in grad_left:
         grad.sub_((grad_value @ trace.states.mT).mul_(decay_products.from_start))
-        grad_log_sums.add_(_sum_channels(key * grad, pair_decays))
+        grad_log_sums.add_(_sum_channels(tokens.erased * grad, pair_decays))
     grad_end = (errors @ grad_states.mT).mul_(decay_products.to_end)
     grad_scaled_keys.add_(grad_end)
     grad_log_sums.sub_(_sum_channels(scaled_keys * grad_scaled_keys, pair_decays))
@@ -161,7 +164,11 @@ def _backward(
     grad_log_sums[:, :, -1].add_(_sum_channels(state_terms, pair_decays)).add_(
         _sum_channels((scaled_keys * grad_end).sum(2), pair_decays)
     )
-    grad_key = grad_left[0].addcmul_(grad_scaled_keys, step) if grad_left else grad_scaled_keys * step
+    grad_erase_keys = grad_left if tokens.erase_key is not None else []
+    if grad_left and not grad_erase_keys:
+        grad_key = grad_left[0].addcmul_(grad_scaled_keys, step)
+    else:
+        grad_key = grad_scaled_keys * step
     grad_step = (key * grad_scaled_keys).sum(-1, keepdim=True)
     grad_tokens = [from_chunks(x, batch, time) for x in (grad_query, grad_key, grad_value)]
     grad_log = log_gradient(options, inputs.log_decay, grad_log_sums, heads)
@@ -170,6 +177,7 @@ def _backward(
         grad_log,
         from_chunks(grad_step, batch, time)[..., 0],
         grad_state.view(inputs.state.shape),
+        *(from_chunks(x, batch, time) for x in grad_erase_keys),
     )
 
 

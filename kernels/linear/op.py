@@ -6,17 +6,19 @@ DeltaNet, Yang et al. 2024, arXiv 2412.06464; Kimi Delta Attention, 2025, arXiv 
 query q_t, key k_t, value v_t, log decay g_t and step size b_t. The state S_t and the output y_t are
 
     S' = diag(exp g_t) S_{t-1}
-    hebbian:  S_t = S' + b_t k_t v_t^T             delta:  S_t = S' + b_t k_t (v_t - S'^T k_t)^T
+    hebbian:  S_t = S' + b_t k_t v_t^T             delta:  S_t = S' + b_t k_t (v_t - S'^T e_t)^T
     y_t = S_t^T q_t, or S_{t-1}^T q_t with `read_before_write`.
 
-At an episode start S_{t-1} = 0. With the delta rule and keys of unit length, a step size of 1 replaces the
-value that is stored for a key. Step sizes up to 2 keep the state bounded.
+At an episode start S_{t-1} = 0. The erase key e_t is k_t by default. Then, with keys of unit length, a step
+size of 1 replaces the value that is stored for a key, and step sizes up to 2 keep the state bounded. With
+other erase keys, the caller keeps the state bounded.
 
 Letters: B batch, T time, H heads, K width of keys, V width of values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -55,6 +57,7 @@ def linear_memory(
     state: Float[Tensor, "B H K V"],
     *,
     rule: Rule,
+    erase_key: Float[Tensor, "B T H K"] | None = None,
     chunk_size: int = 64,
     start: Bool[Tensor, "B T"] | None = None,
     read_before_write: bool = False,
@@ -78,19 +81,20 @@ def linear_memory(
         step: Step size of each write.
         state: Initial state.
         rule: "hebbian" or "delta".
+        erase_key: Keys of the delta rule whose stored values are subtracted; the keys to write by default.
         chunk_size: Largest number of tokens per chunk; affects speed and rounding only.
         start: Mask of the tokens that begin an episode; none by default.
         read_before_write: Read the state before the token decays it and writes to it.
         implementation: An implementation of `scrubjay.kernels.dispatch`.
 
-    Raises ValueError if shapes do not match, on an unknown rule and on a `chunk_size` below 1. Raises
-    TypeError on integer tensors.
+    Raises ValueError if shapes do not match, on an unknown rule, on an erase key with the hebbian rule and on
+    a `chunk_size` below 1. Raises TypeError on integer tensors.
     """
-    arguments = LinearInputs(query, key, value, log_decay, step, state)
+    arguments = LinearInputs(query, key, value, log_decay, step, state, erase_key)
     _check(arguments, start, rule)
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
-    path = resolve(implementation, *arguments, unsupported_reason=_unsupported_by_triton(arguments))
+    path = resolve(implementation, *arguments.tensors(), unsupported_reason=_unsupported_by_triton(arguments))
     inputs = _to_widest_dtype(arguments)
     if path == "reference" or 0 in query.shape[:2]:
         y, after = reference.run(inputs, start, rule, read_before_write)
@@ -104,7 +108,7 @@ def linear_memory(
             lambda start, *some: _run(options, LinearInputs(*some), start),
             lambda start, *some: reference.run(LinearInputs(*some), start, rule, read_before_write),
             start,
-            *inputs,
+            *inputs.tensors(),
         )
     return y.to(query.dtype), after
 
@@ -119,6 +123,7 @@ def linear_memory_step(
     state: Float[Tensor, "B H K V"],
     *,
     rule: Rule,
+    erase_key: Float[Tensor, "B H K"] | None = None,
     read_before_write: bool = False,
     out: Tensor | None = None,
 ) -> tuple[Float[Tensor, "B H V"], Float[Tensor, "B H K V"]]:
@@ -132,20 +137,29 @@ def linear_memory_step(
         step: Step size of the write.
         state: Current state.
         rule: "hebbian" or "delta".
+        erase_key: Key of the delta rule whose stored value is subtracted; the key to write by default.
         read_before_write: Read the state before the token decays it and writes to it.
         out: Tensor that receives the new state; may be `state`. Not differentiable.
 
-    Raises ValueError if shapes do not match or on an unknown rule, and TypeError on integer tensors.
+    Raises ValueError if shapes do not match, on an unknown rule and on an erase key with the hebbian rule.
+    Raises TypeError on integer tensors.
     """
-    arguments = LinearInputs(query, key, value, log_decay, step, state)
-    _check(LinearInputs(*(x[:, None] for x in arguments[:5]), state=state), None, rule)
+    arguments = LinearInputs(query, key, value, log_decay, step, state, erase_key)
+    _check(_map_tokens(lambda x: x[:, None], arguments, state), None, rule)
     y, after = _advance(_to_widest_dtype(arguments), rule, read_before_write, out)
     return y.to(query.dtype), after
 
 
 def _to_widest_dtype(arguments: LinearInputs) -> LinearInputs:
-    dtype = widest_dtype(*arguments)
-    return LinearInputs(*(x.to(dtype) for x in arguments))
+    tensors = arguments.tensors()
+    dtype = widest_dtype(*tensors)
+    return LinearInputs(*(x.to(dtype) for x in tensors))
+
+
+def _map_tokens(function: Callable[[Tensor], Tensor], inputs: LinearInputs, state: Tensor) -> LinearInputs:
+    """Return `inputs` with `function` applied to the tensors of tokens, and with `state`."""
+    erase_key = None if inputs.erase_key is None else function(inputs.erase_key)
+    return LinearInputs(*(function(x) for x in inputs[:5]), state=state, erase_key=erase_key)  # pyright: ignore[reportArgumentType]
 
 
 def _advance(
@@ -155,12 +169,13 @@ def _advance(
 
     One product with the state serves query and key.
     """
-    query, key, value, log_decay, step, state = inputs
+    query, key, value, log_decay, step, state, erase_key = inputs
+    erase_key = key if erase_key is None else erase_key
     decay = log_decay.exp()
     decay = decay[..., None] if log_decay.ndim == 2 else decay
     decayed_query = query if read_before_write else query * decay
     if rule == "delta":
-        y, prediction = (torch.stack([decayed_query, key * decay], dim=2) @ state).unbind(2)
+        y, prediction = (torch.stack([decayed_query, erase_key * decay], dim=2) @ state).unbind(2)
         update = (value - prediction) * step[..., None]
     else:
         y, update = (decayed_query[:, :, None] @ state)[:, :, 0], value * step[..., None]
@@ -178,10 +193,10 @@ def _advance(
 
 
 def _one_token(inputs: LinearInputs, start: Tensor | None, rule: Rule, read_before_write: bool):
-    *tokens, state = inputs
+    state = inputs.state
     if start is not None:
         state = torch.where(start[:, 0, None, None, None], 0, state)
-    y, after = _advance(LinearInputs(*(x[:, 0] for x in tokens), state=state), rule, read_before_write)
+    y, after = _advance(_map_tokens(lambda x: x[:, 0], inputs, state), rule, read_before_write)
     return y[:, None], after
 
 
@@ -216,14 +231,14 @@ def _write_then_read(
     if options.path == "triton":
         from scrubjay.kernels.linear import gpu
 
-        return gpu.run(chunk_options, options.exact, *inputs)
-    if supports_custom_backward(*inputs):
-        return run_in_parts(chunk_options, *inputs)
-    return run_with_autograd(chunk_options, *inputs)
+        return gpu.run(chunk_options, options.exact, *inputs.tensors())
+    if supports_custom_backward(*inputs.tensors()):
+        return run_in_parts(chunk_options, *inputs.tensors())
+    return run_with_autograd(chunk_options, *inputs.tensors())
 
 
 def _unsupported_by_triton(inputs: LinearInputs) -> str | None:
-    if reason := unsupported_dtype(*inputs):
+    if reason := unsupported_dtype(*inputs.tensors()):
         return reason
     width = max(inputs.query.shape[-1], inputs.value.shape[-1])
     if width > _WIDEST_TRITON_HEAD:
@@ -232,9 +247,11 @@ def _unsupported_by_triton(inputs: LinearInputs) -> str | None:
 
 
 def _check(inputs: LinearInputs, start: Tensor | None, rule: str) -> None:
-    query, key, value, log_decay, step, state = inputs
+    query, key, value, log_decay, step, state, erase_key = inputs
     if rule not in ("hebbian", "delta"):
         raise ValueError(f"rule={rule!r}; choose from hebbian, delta")
+    if erase_key is not None and rule != "delta":
+        raise ValueError("erase_key needs rule='delta'; the hebbian rule does not erase")
     check_floats(query=query, key=key, value=value)
     if query.ndim != 4 or value.ndim != 4:
         name, tensor = ("query", query) if query.ndim != 4 else ("value", value)
@@ -244,6 +261,7 @@ def _check(inputs: LinearInputs, start: Tensor | None, rule: str) -> None:
     check_shapes(
         {
             "key": (key, (batch, time, heads, width)),
+            "erase_key": (key if erase_key is None else erase_key, (batch, time, heads, width)),
             "value": (value, (batch, time, heads, value.shape[-1])),
             "log_decay": (log_decay, (batch, time, heads, width) if channel else (batch, time, heads)),
             "step": (step, (batch, time, heads)),

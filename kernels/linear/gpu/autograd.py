@@ -42,7 +42,7 @@ class _ChunkLoop(torch.autograd.Function):
         out = torch.empty_like(kernel_inputs.value)
         for launch in forward_launches(kernel_inputs, trace, after, out):
             launch.run()
-        ctx.options, ctx.exact = options, exact
+        ctx.options, ctx.exact, ctx.count = options, exact, len(inputs)
         ctx.save_for_backward(*inputs, *trace)
         batch, time = arguments.query.shape[:2]
         return from_chunks(out, batch, time), after.view(state.shape)
@@ -55,7 +55,8 @@ class _ChunkLoop(torch.autograd.Function):
                 "linear_memory with implementation='triton' is differentiable once; "
                 "use 'torch' for second derivatives"
             )
-        inputs, trace = LinearInputs(*ctx.saved_tensors[:6]), LinearKernelTrace(*ctx.saved_tensors[6:])
+        inputs = LinearInputs(*ctx.saved_tensors[: ctx.count])
+        trace = LinearKernelTrace(*ctx.saved_tensors[ctx.count :])
         return None, None, *_backward(ctx.options, ctx.exact, inputs, trace, grad_y, grad_after)
 
 
@@ -72,8 +73,9 @@ def build_inputs(options: ChunkOptions, exact: bool, inputs: LinearInputs) -> Li
     query, key, value, step, level_decays, from_start, to_end = (
         x.contiguous() for x in (*parts, decay_products.from_start, decay_products.to_end)
     )
+    erase_key = None if tokens.erase_key is None else tokens.erase_key.contiguous()
     return LinearKernelInputs(
-        query, key, value, step, level_decays, from_start, to_end, options.rule == "delta", exact
+        query, key, value, step, level_decays, from_start, to_end, options.rule == "delta", exact, erase_key
     )
 
 
@@ -106,20 +108,24 @@ def allocate_grads(
         kernel_inputs.from_start,
         kernel_inputs.key,
     )
+    grad_query, grad_key, *others = map(torch.empty_like, templates)
     return LinearKernelGrads(
         grad,
         grad_errors,
         torch.empty_like(trace.states),
         grad_state,
         grad_value,
-        *map(torch.empty_like, templates),
+        grad_query,
+        grad_key,
+        *others,
+        grad_key if kernel_inputs.erase_key is None else torch.empty_like(grad_key),
     )
 
 
 def _backward(
     options: ChunkOptions, exact: bool, inputs: LinearInputs, trace: LinearKernelTrace, grad_y, grad_after
 ) -> list[Tensor]:
-    """Return the gradients of `inputs`."""
+    """Return the gradients of the tensors of `inputs`."""
     kernel_inputs, (batch, time, heads, _) = build_inputs(options, exact, inputs), inputs.query.shape
     grad_state = grad_after.flatten(0, 1).clone(memory_format=torch.contiguous_format)
     grads = allocate_grads(kernel_inputs, trace, to_chunks(grad_y, options.length).contiguous(), grad_state)
@@ -128,7 +134,10 @@ def _backward(
     tokens = [from_chunks(x, batch, time) for x in (grads.grad_query, grads.grad_key, grads.grad_value)]
     grad_log = log_gradient(options, inputs.log_decay, grads.grad_log_sums, heads)
     grad_step = from_chunks(grads.grad_step[..., None], batch, time)[..., 0]
-    return [*tokens, grad_log, grad_step, grad_state.view(inputs.state.shape)]
+    result = [*tokens, grad_log, grad_step, grad_state.view(inputs.state.shape)]
+    if inputs.erase_key is not None:
+        result.append(from_chunks(grads.grad_erase_key, batch, time))
+    return result
 
 
 def configurations() -> dict[str, Launch]:
@@ -137,18 +146,19 @@ def configurations() -> dict[str, Launch]:
     for dtype, width, per_channel, rule in (
         (torch.bfloat16, 64, False, "delta"),
         (torch.bfloat16, 64, True, "delta"),
+        (torch.bfloat16, 64, True, "delta with erase keys"),
         (torch.float32, 32, False, "delta"),
         (torch.float32, 64, False, "hebbian"),
     ):
         decay = "channel" if per_channel else "head"
         name = f"{str(dtype).removeprefix('torch.')}, {rule}, one decay per {decay}, D={width}, C=32"
-        for launch in _example(dtype == torch.float32, width, per_channel, rule == "delta"):
+        for launch in _example(dtype == torch.float32, width, per_channel, rule):
             from_keys = "keys' " * launch.constants.get("FROM_KEYS", False)
             launches[f"{from_keys}{launch.name}: {name}"] = launch
     return launches
 
 
-def _example(exact: bool, width: int, channel: bool, delta: bool) -> list[Launch]:
+def _example(exact: bool, width: int, channel: bool, rule: str) -> list[Launch]:
     count, rows, length, levels = 16, 32, 32, 5
 
     def meta(*sizes: int) -> Tensor:
@@ -157,7 +167,16 @@ def _example(exact: bool, width: int, channel: bool, delta: bool) -> list[Launch
     factors = width if channel else 1
     tokens, decays = meta(length, width), meta(length, factors)
     inputs = LinearKernelInputs(
-        tokens, tokens, tokens, meta(length), meta(levels, length, factors), decays, decays, delta, exact
+        tokens,
+        tokens,
+        tokens,
+        meta(length),
+        meta(levels, length, factors),
+        decays,
+        decays,
+        delta=rule != "hebbian",
+        exact=exact,
+        erase_key=tokens if "erase" in rule else None,
     )
     trace, state = allocate_trace(inputs), torch.empty(rows, width, width, device="meta")
     grads = allocate_grads(inputs, trace, tokens, state)

@@ -26,15 +26,16 @@ from scrubjay.kernels.linear.gpu.tiles import (
 
 @triton.jit
 def _prepare_kernel(
-    query_ptr, key_ptr, value_ptr, step_ptr, levels_ptr, from_start_ptr,
+    query_ptr, key_ptr, erase_key_ptr, value_ptr, step_ptr, levels_ptr, from_start_ptr,
     read_scores_ptr, inverse_ptr, errors_ptr, inverse_keys_ptr,
     C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr,
-    DELTA: tl.constexpr, PRECISION: tl.constexpr,
+    DELTA: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write the decayed products of one chunk's queries and keys.
 
-    For the delta rule, also write the inverse, and its products with the values and with the decayed keys.
+    For the delta rule, also write the inverse, and its products with the values and with the decayed erase
+    keys.
     """
     chunk = tl.program_id(0).to(tl.int64)
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
@@ -48,6 +49,9 @@ def _prepare_kernel(
     read_scores = pair_products(query, scaled_key, p_levels, c, d, C, F, LEVELS, PRECISION)
     put(read_scores_ptr, chunk, read_scores, c, c, C, C)
     if DELTA:
+        # [C, K]
+        if ERASE:
+            key = get(erase_key_ptr, chunk, c, d, C, K)
         # Invert the unit lower triangular matrix row by row: row i of the identity, less the rows before.
         key_scores = tl.trans(pair_products(key, scaled_key, p_levels, c, d, C, F, LEVELS, PRECISION))
         inverse = tl.where(c[:, None] == c[None, :], 1.0, 0.0)

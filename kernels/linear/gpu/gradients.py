@@ -99,10 +99,10 @@ def _left_gradient_kernel(
     FROM_KEYS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of one chunk's queries or, with FROM_KEYS, of its keys in the role of queries.
+    """Write the gradient of one chunk's queries or, with FROM_KEYS, of its erase keys.
 
-    FROM_KEYS is for the delta rule. There each key acts as a query on the earlier tokens, and the result is
-    subtracted from the value of the key's token. The kernel also writes the gradient of the cumulative log
+    FROM_KEYS is for the delta rule. There each erase key acts as a query on the earlier tokens, and the result
+    is subtracted from the value of its token. The kernel also writes the gradient of the cumulative log
     decays; with FROM_KEYS, the kernel adds to that gradient.
     """
     chunk = tl.program_id(0).to(tl.int64)
@@ -142,7 +142,7 @@ def _right_gradient_kernel(
     """Write the gradient of one chunk's scaled keys, which are the keys multiplied by the step sizes.
 
     The gradient comes from the products with queries. With FROM_KEYS, it comes from the products with later
-    keys instead, and the kernel adds it to the gradient in memory.
+    erase keys instead, and the kernel adds it to the gradient in memory.
     """
     chunk = tl.program_id(0).to(tl.int64)
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
@@ -165,12 +165,13 @@ def _write_gradient_kernel(
     key_ptr, step_ptr, from_start_ptr, to_end_ptr, errors_ptr, states_ptr, grad_states_after_ptr,
     grad_right_ptr, grad_key_ptr, grad_step_ptr, grad_log_sums_ptr,
     C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, F: tl.constexpr,
-    DELTA: tl.constexpr, PRECISION: tl.constexpr,
+    DELTA: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Complete the gradients of one chunk's keys, step sizes and cumulative log decays.
 
-    The kernel adds the part of these gradients that comes from the state after the chunk.
+    The kernel adds the part of these gradients that comes from the state after the chunk. Without ERASE, the
+    keys are also the erase keys, whose gradient is already in memory.
     """
     chunk = tl.program_id(0).to(tl.int64)
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
@@ -193,7 +194,7 @@ def _write_gradient_kernel(
     tl.store(grad_step_ptr + chunk * C + c, tl.sum(key * grad_key, axis=1), mask=c < C)
     grad_key = grad_key * step[:, None]
     grad_log_sums = tl.where(c[:, None] == C - 1, grad_chunk_decay[None, :], 0.0) - key * grad_key
-    if DELTA:
+    if DELTA and not ERASE:
         grad_key += get(grad_key_ptr, chunk, c, d, C, K)
     put(grad_key_ptr, chunk, grad_key, c, d, C, K)
     put_log_gradient(grad_log_sums_ptr, chunk, grad_log_sums, c, d, C, F, True)
@@ -212,7 +213,11 @@ def backward_launches(
     tensors = inputs.tensors() | trace._asdict() | grads._asdict()
     chunks = (count * rows,)
     query_tensors = tensors | {"output_grad": grads.grad, "left": inputs.query, "grad_left": grads.grad_query}
-    key_tensors = tensors | {"output_grad": grads.grad_value, "left": inputs.key, "grad_left": grads.grad_key}
+    key_tensors = tensors | {
+        "output_grad": grads.grad_value,
+        "left": tensors["erase_key"],
+        "grad_left": grads.grad_erase_key,
+    }
     sides = (_left_gradient_kernel, _right_gradient_kernel)
     launches = [build_launch(_backward_states_kernel, (rows, tiles), inputs, tensors)]
     if inputs.delta:

@@ -28,6 +28,8 @@ class LinearKernelInputs:
     delta: bool
     exact: bool
     """Compute matrix products by 3xTF32, which is nearly as precise as float32. False selects TF32."""
+    erase_key: Tensor | None = None
+    """Erase keys of the delta rule; None if they are the keys."""
 
     @property
     def tile(self) -> int:
@@ -35,9 +37,10 @@ class LinearKernelInputs:
         return min(32, pad_size(self.value.shape[-1]))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the fields that are tensors, by name."""
+        """Return the fields that are tensors, by name. Without erase keys, the keys take their place."""
         names = ("query", "key", "value", "step", "levels", "from_start", "to_end")
-        return {name: getattr(self, name) for name in names}
+        erase_key = self.key if self.erase_key is None else self.erase_key
+        return {name: getattr(self, name) for name in names} | {"erase_key": erase_key}
 
 
 class LinearKernelTrace(NamedTuple):
@@ -67,6 +70,8 @@ class LinearKernelGrads(NamedTuple):
     grad_log_sums: Tensor
     grad_right: Tensor
     """Gradient of the scaled keys (keys times step sizes)."""
+    grad_erase_key: Tensor
+    """Gradient of the erase keys; `grad_key` if they are the keys."""
 
 
 def build_launch(
@@ -81,6 +86,7 @@ def build_launch(
         "F": inputs.from_start.shape[-1],
         "LEVELS": inputs.levels.shape[2],
         "DELTA": inputs.delta,
+        "ERASE": inputs.erase_key is not None,
         "PRECISION": "tf32x3" if inputs.exact else "tf32",
         "BLOCK_C": pad_size(length),
         "BLOCK_K": pad_size(width),

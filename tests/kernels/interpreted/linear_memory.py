@@ -11,7 +11,7 @@ from torch.nn import functional
 from scrubjay.kernels import linear, linear_memory
 from scrubjay.kernels.linear import gpu
 
-TENSORS = ("query", "key", "value", "log_decay", "step", "state")
+TENSORS = ("query", "key", "value", "log_decay", "step", "state", "erase_key")
 
 
 def draw(
@@ -26,7 +26,10 @@ def draw(
     dtype=torch.float32,
     **options,
 ) -> dict[str, Any]:
-    """Return arguments of linear_memory, state and gates in float32."""
+    """Return arguments of linear_memory, state and gates in float32.
+
+    The rule "erase" is the delta rule with erase keys that differ from the keys.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -35,7 +38,7 @@ def draw(
     def uniform(*shape):
         return torch.rand(*shape, generator=generator)
 
-    return {
+    arguments = {
         "query": normal(batch, time, heads, width).to(dtype),
         "key": functional.normalize(normal(batch, time, heads, width), dim=-1).to(dtype),
         "value": normal(batch, time, heads, values).to(dtype),
@@ -45,18 +48,23 @@ def draw(
         "start": uniform(batch, time) < starts,
         "rule": "delta",
     } | options
+    if arguments["rule"] == "erase":
+        erase_key = functional.normalize(normal(batch, time, heads, width), dim=-1).to(dtype)
+        arguments |= {"rule": "delta", "erase_key": erase_key}
+    return arguments
 
 
 def outcome(arguments: dict[str, Any], implementation: Any) -> dict[str, torch.Tensor]:
     """Return the outputs, the state after, and the gradients of a weighted sum of both."""
     dtype = None if implementation == "triton" else torch.float64
     fresh = dict(arguments)
-    for name in TENSORS:
+    names = [name for name in TENSORS if name in arguments]
+    for name in names:
         fresh[name] = arguments[name].detach().to(dtype or arguments[name].dtype).requires_grad_()
     result = dict(zip(("y", "after"), linear_memory(**fresh, implementation=implementation), strict=True))
     output_grads = [torch.linspace(-1, 1, x.numel()).view_as(x).to(x.dtype) for x in result.values()]
-    grads = torch.autograd.grad(list(result.values()), [fresh[name] for name in TENSORS], output_grads)
-    return {name: x.detach() for name, x in result.items()} | dict(zip(TENSORS, grads, strict=True))
+    grads = torch.autograd.grad(list(result.values()), [fresh[name] for name in names], output_grads)
+    return {name: x.detach() for name, x in result.items()} | dict(zip(names, grads, strict=True))
 
 
 def distances(result: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -75,7 +83,7 @@ def assert_near(arguments: dict[str, Any], bound: float) -> None:
 
 
 @pytest.mark.usefixtures("poison_memory")
-@pytest.mark.parametrize("rule", ["hebbian", "delta"])
+@pytest.mark.parametrize("rule", ["hebbian", "delta", "erase"])
 @pytest.mark.parametrize("channel", [False, True])
 @pytest.mark.parametrize("read_before_write", [False, True])
 def test_values_and_gradients_equal_the_definition(rule, channel, read_before_write):
@@ -89,6 +97,7 @@ def test_values_and_gradients_equal_the_definition(rule, channel, read_before_wr
         {"time": 16, "width": 16, "values": 16, "starts": 0.0},
         {"time": 64, "width": 64, "values": 35, "heads": 2},
         {"time": 33, "width": 17, "values": 40, "channel": True},
+        {"time": 33, "width": 16, "values": 20, "heads": 2, "rule": "erase"},
         {"time": 1, "batch": 3},
         {"time": 5, "batch": 2, "heads": 2, "chunk_size": 2, "starts": 0.6},
     ],
@@ -178,7 +187,8 @@ def test_no_tokens_and_no_rows():
 @functools.cache
 def reference_calls() -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
     """Return calls on which every mutation gives a wrong result, and their expected results."""
-    calls = [draw(18, seed=7, starts=0.1, channel=channel) for channel in (False, True)]
+    options = ({"channel": False}, {"channel": True}, {"channel": False, "rule": "erase"})
+    calls = [draw(18, seed=7, starts=0.1, **more) for more in options]
     return [(call, outcome(call, "reference")) for call in calls]
 
 
@@ -205,6 +215,8 @@ MUTATIONS = [
     ("level_grad = tl.trans(level_grad)", "level_grad = 0 * tl.trans(level_grad)"),
     ("result = own[:, None] * other", "result = 0 * other"),
     ("grad_key = grad_key * step[:, None]", "grad_key = grad_key + 0 * step[:, None]"),
+    ("key = get(erase_key_ptr, chunk, c, d, C, K)", "key = get(key_ptr, chunk, c, d, C, K)"),
+    ("if DELTA and not ERASE:", "if DELTA:"),
 ]  # fmt: skip
 
 

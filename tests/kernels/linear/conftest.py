@@ -8,13 +8,16 @@ from torch.nn import functional
 
 from scrubjay.kernels import linear_memory
 
-TENSORS = ("query", "key", "value", "log_decay", "step", "state")
+TENSORS = ("query", "key", "value", "log_decay", "step", "state", "erase_key")
 
 
 def _draw(
     seed=0, batch=2, time=7, heads=2, width=4, values=3, channel=False, strength=1.0, starts=0.0, **options
 ) -> dict[str, Any]:
-    """Return arguments of linear_memory in float64: unit keys, steps up to 2, decays at most e^-strength."""
+    """Return arguments of linear_memory in float64: unit keys, steps up to 2, decays at most e^-strength.
+
+    The rule "erase" is the delta rule with erase keys that differ from the keys.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -23,7 +26,7 @@ def _draw(
     def uniform(*shape):
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
-    return {
+    arguments = {
         "query": normal(batch, time, heads, width),
         "key": functional.normalize(normal(batch, time, heads, width), dim=-1),
         "value": normal(batch, time, heads, values),
@@ -33,20 +36,25 @@ def _draw(
         "start": uniform(batch, time) < starts if starts else None,
         "rule": "delta",
     } | options
+    if arguments["rule"] == "erase":
+        erase_key = functional.normalize(normal(batch, time, heads, width), dim=-1)
+        arguments |= {"rule": "delta", "erase_key": erase_key}
+    return arguments
 
 
 def _outcome(arguments: dict[str, Any], **options) -> dict[str, torch.Tensor]:
     """Return the outputs, the state after, and the gradients of a weighted sum of both."""
-    fresh = arguments | {name: arguments[name].detach().clone().requires_grad_() for name in TENSORS}
+    names = [name for name in TENSORS if name in arguments]
+    fresh = arguments | {name: arguments[name].detach().clone().requires_grad_() for name in names}
     result = dict(zip(("y", "after"), linear_memory(**fresh, **options), strict=True))
     weighted_sums = [
         (x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum() for x in result.values()
     ]
-    leaves = [fresh[name] for name in TENSORS]
+    leaves = [fresh[name] for name in names]
     grads = torch.autograd.grad(
         weighted_sums[0] + weighted_sums[1], leaves, allow_unused=True, materialize_grads=True
     )
-    return {name: x.detach() for name, x in result.items()} | dict(zip(TENSORS, grads, strict=True))
+    return {name: x.detach() for name, x in result.items()} | dict(zip(names, grads, strict=True))
 
 
 def _assert_same(result, expected, tolerance=1e-11):

@@ -6,17 +6,22 @@ import torch
 from scrubjay.kernels import linear_memory
 from scrubjay.kernels.linear import gradient
 
-TENSORS = ("query", "key", "value", "log_decay", "step", "state")
-CASES = [(rule, channel) for rule in ("hebbian", "delta") for channel in (False, True)]
+TENSORS = ("query", "key", "value", "log_decay", "step", "state", "erase_key")
+CASES = [(rule, channel) for rule in ("hebbian", "delta", "erase") for channel in (False, True)]
+
+
+def tensor_names(arguments):
+    return [name for name in TENSORS if name in arguments]
 
 
 def bind_options(arguments, **options):
     rest = {name: value for name, value in arguments.items() if name not in TENSORS} | options
-    return lambda *inputs: linear_memory(*inputs, **rest)
+    names = tensor_names(arguments)
+    return lambda *inputs: linear_memory(**dict(zip(names, inputs, strict=True)), **rest)
 
 
 def leaves(arguments):
-    return [arguments[name].clone().requires_grad_() for name in TENSORS]
+    return [arguments[name].clone().requires_grad_() for name in tensor_names(arguments)]
 
 
 @pytest.mark.parametrize(("rule", "channel"), CASES)

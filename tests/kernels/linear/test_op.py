@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scrubjay.kernels import linear_memory, linear_memory_step
 
 FLA = json.loads((Path(__file__).parent / "fla.json").read_text())
-RULES = ["hebbian", "delta"]
-TOKENS = ("query", "key", "value", "log_decay", "step")
+RULES = ["hebbian", "delta", "erase"]
+TOKENS = ("query", "key", "value", "log_decay", "step", "erase_key")
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,12 +93,17 @@ def test_it_agrees_with_flash_linear_attention(name, implementation):
     )
 
 
+def take_token(arguments, t):
+    """Return the tensors of token `t`, by name."""
+    return {name: arguments[name][:, t] for name in TOKENS if name in arguments}
+
+
 def part(arguments, begin, end):
     """Return the arguments of the steps from `begin` to `end`."""
     return arguments | {
         name: value[:, begin:end]
         for name, value in arguments.items()
-        if name in ("query", "key", "value", "log_decay", "step", "start") and value is not None
+        if name in (*TOKENS, "start") and value is not None
     }
 
 
@@ -129,7 +134,7 @@ def test_steps_equal_the_sequence(draw, rule, channel, read_before_write):
     y, after = linear_memory(**arguments)
     new = out_state = arguments["state"]
     for t in range(9):
-        token = {name: arguments[name][:, t] for name in TOKENS} | options
+        token = take_token(arguments, t) | options | {"rule": arguments["rule"]}
         read, new = linear_memory_step(**token, state=new)
         again, out_state = linear_memory_step(**token, state=out_state, out=torch.empty_like(out_state))
         in_place = out_state.clone()
@@ -163,7 +168,8 @@ def test_nothing_before_a_start_has_an_effect_behind_it(draw, rule, channel, rea
     options = {"rule": rule, "read_before_write": read_before_write}
     arguments = draw(3, time=20, channel=channel, strength=20.0, **options)
     arguments["start"] = (torch.arange(20) == 9).expand(2, -1)
-    names = ("query", "key", "value", "log_decay", "step", "state")
+    tokens = [name for name in TOKENS if name in arguments]
+    names = [*tokens, "state"]
     result = []
     for factor in (1.0, 3.0):
         inputs = arguments | {name: arguments[name].clone() for name in names}
@@ -190,7 +196,7 @@ def test_poison_ends_with_its_episode(draw, poison, rule, channel):
         arguments = draw(4, 3, time=20, channel=channel, **options)
         arguments["start"] = (torch.arange(20) == 9).expand(3, -1)
         clean_y, clean_after = linear_memory(**arguments)
-        for name in ("query", "key", "value", "log_decay", "step", "state"):
+        for name in (*take_token(arguments, 0), "state"):
             inputs = arguments | {name: arguments[name].clone()}
             inputs[name][1, 7 if name != "state" else 0 : 9] = poison
             leaf = inputs["value"] = inputs["value"].clone().requires_grad_()
@@ -271,7 +277,7 @@ def test_the_state_is_at_least_float32_and_of_the_widest_input_dtype(draw):
     arguments = draw(10, time=4)
 
     def run(dtype, state):
-        tokens = {name: arguments[name].to(dtype) for name in TOKENS}
+        tokens = {name: arguments[name].to(dtype) for name in TOKENS if name in arguments}
         return linear_memory(**tokens, state=arguments["state"].to(state), rule="delta")
 
     for dtype, state, expected in (
@@ -335,7 +341,7 @@ def test_invalid_arguments_are_named(draw, change, message):
         linear_memory(**draw() | change)
     if change.keys() <= {"rule", "state"}:
         arguments = draw() | change
-        token = {name: arguments[name][:, 0] for name in TOKENS}
+        token = take_token(arguments, 0)
         with pytest.raises(ValueError, match=message):
             linear_memory_step(**token, state=arguments["state"], rule=arguments["rule"])
 
