@@ -52,7 +52,7 @@ class LinearTokens(NamedTuple):
     erase_key: Float[Tensor, "N R C K"] | None = None
 
     @property
-    def erased(self) -> Float[Tensor, "N R C K"]:
+    def key_to_erase(self) -> Float[Tensor, "N R C K"]:
         """Keys whose stored values are subtracted."""
         return self.key if self.erase_key is None else self.erase_key
 
@@ -69,7 +69,7 @@ class LinearTrace(NamedTuple):
     inverse: Tensor | None
     """Inverse of the matrix I + kk in the formulas of `kernels.linear.chunks`; None for the hebbian rule."""
     inverse_keys: Tensor | None
-    """Product of `inverse` with the decayed erase keys, A * start in the formulas; None for the hebbian rule."""
+    """Product of `inverse` with A * start in the formulas, the decayed erase keys; None for hebbian."""
     errors: Float[Tensor, "N R C V"]
     states: Float[Tensor, "N R K V"]
     """State before each chunk."""
@@ -147,13 +147,13 @@ def run(
         (read_scores,) = compute_pair_products(decay_products, pair_decays, [query], scaled_keys)
     else:
         read_scores, key_scores = compute_pair_products(
-            decay_products, pair_decays, [query, tokens.erased], scaled_keys
+            decay_products, pair_decays, [query, tokens.key_to_erase], scaled_keys
         )
         eye = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)
         inverse = torch.linalg.solve_triangular(
             key_scores, eye.expand(key_scores.shape), upper=False, unitriangular=True
         )
-        errors, inverse_keys = inverse @ value, inverse @ (tokens.erased * decay_products.from_start)
+        errors, inverse_keys = inverse @ value, inverse @ (tokens.key_to_erase * decay_products.from_start)
     states, errors, after = _scan_chunks(
         decay_products, (scaled_keys * decay_products.to_end).mT, errors, inverse_keys, state
     )

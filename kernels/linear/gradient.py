@@ -145,10 +145,8 @@ def _backward(
 
     lefts, grad_products = [query], [grad_y @ errors.mT]
     if options.rule == "delta":
-        lefts, grad_products = (
-            [query, tokens.erased],
-            [*grad_products, (grad_value @ errors.mT).tril_(-1).neg_()],
-        )
+        lefts.append(tokens.key_to_erase)
+        grad_products.append((grad_value @ errors.mT).tril_(-1).neg_())
     (grad_query, *grad_left), grad_scaled_keys = backward_pair_products(
         decay_products, pair_decays, grad_products, lefts, scaled_keys
     )
@@ -156,7 +154,7 @@ def _backward(
     grad_log_sums = _sum_channels(query * grad_query, pair_decays)
     for grad in grad_left:
         grad.sub_((grad_value @ trace.states.mT).mul_(decay_products.from_start))
-        grad_log_sums.add_(_sum_channels(tokens.erased * grad, pair_decays))
+        grad_log_sums.add_(_sum_channels(tokens.key_to_erase * grad, pair_decays))
     grad_end = (errors @ grad_states.mT).mul_(decay_products.to_end)
     grad_scaled_keys.add_(grad_end)
     grad_log_sums.sub_(_sum_channels(scaled_keys * grad_scaled_keys, pair_decays))

@@ -25,7 +25,7 @@ class LinearInputs(NamedTuple):
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the fields in order, without an `erase_key` of None."""
-        return self[:6] if self.erase_key is None else self[:7]
+        return self[:6] if self.erase_key is None else (*self[:6], self.erase_key)
 
 
 def run(

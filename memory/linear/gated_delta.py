@@ -6,6 +6,11 @@ matrix S, log decay g, write strength b, key k, value v, query q and output y of
 
     S_t = diag(exp g_t) S_{t-1} + b_t k_t (v_t - (diag(exp g_t) S_{t-1})^T k_t)^T,    y_t = S_t^T q_t.
 
+With `householders` n above 1, a step decays the matrix once and makes n such writes one after another, each
+with its own key, value and strength: DeltaProduct (Siems et al. 2025, arXiv 2502.10297, section 3). Without
+decay, the transition of a step is a product of n generalized Householder matrices. With
+`negative_eigenvalues`, one of them can exchange two entries, and a product of n can permute n + 1 entries.
+
 The kernel is `kernels.linear_memory`. Keys, queries and values pass a causal convolution and SiLU. Keys and
 queries are then divided by their length. b is a sigmoid of the input, or twice a sigmoid with
 `negative_eigenvalues` (Grazzi et al. 2024, arXiv 2411.12537). Without this option, the memory cannot count
@@ -51,8 +56,10 @@ class GatedDeltaConfig(MemoryConfig):
     """Granularity of the decay: one rate per head (`head`), one per key channel (`channel`), or no decay
     (`none`)."""
     negative_eigenvalues: bool = False
-    """Allow write strengths up to 2, so that a step can flip the sign of a stored value. Counting tasks need
-    this option."""
+    """Allow write strengths up to 2, so that a step can flip the sign of a stored value. Counting and the
+    tracking of permutations need this option."""
+    householders: int = 1
+    """Number of writes per step. The cost of a step is at most this multiple of the cost with one write."""
     convolution: int = 4
     """Number of steps in the causal convolution of keys, queries and values. With 1, a step uses only its
     own input."""
@@ -63,7 +70,7 @@ class GatedDeltaConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_positive("num_layers", "convolution", "feed_forward_ratio")
+        self.check_positive("num_layers", "householders", "convolution", "feed_forward_ratio")
         if self.decay not in ("head", "channel", "none"):
             raise ValueError(f"decay={self.decay!r}; choose from head, channel, none")
         count_heads(self.dim, self.num_heads)
@@ -82,7 +89,7 @@ class GatedDeltaLayer(nn.Module):
     """Delta-rule memory and a feed-forward block, both pre-norm with a residual connection.
 
     State: `matrix` `[batch, heads, width, width]` is the memory of each head. `tail`
-    `[batch, convolution - 1, 3 dim]` holds the last inputs of the convolution.
+    `[batch, convolution - 1, (1 + 2 householders) dim]` holds the last inputs of the convolution.
     """
 
     def __init__(self, config: GatedDeltaConfig) -> None:
@@ -90,11 +97,12 @@ class GatedDeltaLayer(nn.Module):
         dim, hidden = config.dim, config.feed_forward_ratio * config.dim
         self.heads, self.width, self.decay = config.heads, dim // config.heads, config.decay
         self.max_step = 2.0 if config.negative_eigenvalues else 1.0
-        self.read_before_write = config.read_before_write
+        self.read_before_write, self.writes = config.read_before_write, config.householders
         self.norm = nn.LayerNorm(dim)
-        self.project_in = nn.Linear(dim, 3 * dim, bias=False)
-        self.convolution = ShortConvolution(3 * dim, config.convolution)
-        self.step_size = nn.Linear(dim, self.heads)
+        width_in = (1 + 2 * self.writes) * dim
+        self.project_in = nn.Linear(dim, width_in, bias=False)
+        self.convolution = ShortConvolution(width_in, config.convolution)
+        self.step_size = nn.Linear(dim, self.writes * self.heads)
         if config.decay != "none":
             self.forgetting = nn.Linear(dim, self.heads if config.decay == "head" else dim)
             # As in the published code: rates up to 16, times 0.001 to 0.1.
@@ -124,11 +132,14 @@ class GatedDeltaLayer(nn.Module):
         If `out` is a tensor, the new matrix is written to it in place.
         """
         tokens, normed_x, tail = self.project_tokens(x[:, None], state["tail"], None)
-        step_tokens = LinearTokens(*(part[:, 0] for part in tokens))
-        y, matrix = linear_memory_step(
-            *step_tokens, state["matrix"], rule="delta", read_before_write=self.read_before_write, out=out
-        )
-        return self.finish(x, normed_x[:, 0], y), {"matrix": matrix, "tail": tail}
+        matrix, outputs = state["matrix"], []
+        for write in range(self.writes):
+            write_tokens = LinearTokens(*(part[:, write] for part in tokens))
+            y, matrix = linear_memory_step(
+                *write_tokens, matrix, rule="delta", read_before_write=self.read_before_write, out=out
+            )
+            outputs.append(y)
+        return self.finish(x, normed_x[:, 0], outputs[self._read]), {"matrix": matrix, "tail": tail}
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
@@ -136,26 +147,50 @@ class GatedDeltaLayer(nn.Module):
         """Return the outputs of a segment and the next state."""
         tokens, normed_x, tail = self.project_tokens(x, state["tail"], start)
         y, matrix = linear_memory(
-            *tokens, state["matrix"], rule="delta", start=start, read_before_write=self.read_before_write
+            *tokens,
+            state["matrix"],
+            rule="delta",
+            start=self._place(start, 0),
+            read_before_write=self.read_before_write,
         )
+        y = y[:, self._read :: self.writes]
         return self.finish(x, normed_x, y), {"matrix": matrix, "tail": tail}
 
     def project_tokens(
         self, x: Float[Tensor, "batch time dim"], tail: Tensor, start: Tensor | None
     ) -> tuple[LinearTokens, Float[Tensor, "batch time dim"], Tensor]:
-        """Return the kernel inputs, the normed inputs, and the last inputs of the convolution."""
+        """Return the kernel inputs, the normed inputs, and the last inputs of the convolution.
+
+        The kernel inputs have a token for every write: the writes of a step follow each other. The first
+        decays the matrix, and one of them reads it.
+        """
         normed_x = self.norm(x)
         qkv, tail = self.convolution(self.project_in(normed_x), tail, start)
-        qkv = functional.silu(qkv).to(tail.dtype).unflatten(-1, (3, self.heads, self.width))
-        query, key, value = qkv.unbind(2)
+        qkv = functional.silu(qkv).to(tail.dtype).unflatten(-1, (-1, self.heads, self.width))
+        query, keys, values = qkv.split([1, self.writes, self.writes], dim=2)
         step = self.max_step * torch.sigmoid(self.step_size(normed_x).to(tail.dtype))
-        return (
-            LinearTokens(
-                normalize_vectors(query), normalize_vectors(key), value, self._log_decay(normed_x, step), step
-            ),
-            normed_x,
-            tail,
+        step = step.unflatten(-1, (self.writes, self.heads))
+        tokens = LinearTokens(
+            self._place(normalize_vectors(query[:, :, 0]), self._read),
+            normalize_vectors(keys).flatten(1, 2),
+            values.flatten(1, 2),
+            self._place(self._log_decay(normed_x, step[:, :, 0]), 0),
+            step.flatten(1, 2),
         )
+        return tokens, normed_x, tail
+
+    @property
+    def _read(self) -> int:
+        """Index of the write of a step whose token reads the matrix."""
+        return 0 if self.read_before_write else self.writes - 1
+
+    def _place(self, x: Tensor, write: int) -> Tensor:
+        """Return a tensor of tokens: `x` at this write of every step, and zeros at the other writes."""
+        if self.writes == 1:
+            return x
+        parts = [torch.zeros_like(x)] * self.writes
+        parts[write] = x
+        return torch.stack(parts, dim=2).flatten(1, 2)
 
     def finish(self, x: Tensor, normed_x: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
         """Return the layer outputs for inputs `x` and memory outputs `y`."""

@@ -31,6 +31,8 @@ SIZES = {
         {"decay": "channel", "num_layers": 2, "num_heads": 2},
         {"dim": 8, "decay": "none", "convolution": 1, "read_before_write": False},
         {"num_heads": 4, "negative_eigenvalues": True, "convolution": 2},
+        {"num_heads": 2, "householders": 2},
+        {"dim": 8, "decay": "channel", "householders": 3, "read_before_write": False},
     ],
     "gtrxl": [{"dim": 8, "window": 5, "num_layers": 1}],
     "hcam": [

@@ -108,7 +108,7 @@ def allocate_grads(
         kernel_inputs.from_start,
         kernel_inputs.key,
     )
-    grad_query, grad_key, *others = map(torch.empty_like, templates)
+    grad_query, grad_key, grad_step, grad_log_sums, grad_right = map(torch.empty_like, templates)
     return LinearKernelGrads(
         grad,
         grad_errors,
@@ -117,7 +117,9 @@ def allocate_grads(
         grad_value,
         grad_query,
         grad_key,
-        *others,
+        grad_step,
+        grad_log_sums,
+        grad_right,
         grad_key if kernel_inputs.erase_key is None else torch.empty_like(grad_key),
     )
 

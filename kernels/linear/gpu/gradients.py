@@ -101,8 +101,8 @@ def _left_gradient_kernel(
 ):  # fmt: skip
     """Write the gradient of one chunk's queries or, with FROM_KEYS, of its erase keys.
 
-    FROM_KEYS is for the delta rule. There each erase key acts as a query on the earlier tokens, and the result
-    is subtracted from the value of its token. The kernel also writes the gradient of the cumulative log
+    FROM_KEYS is for the delta rule. There each erase key is a query on the earlier tokens, and the result is
+    subtracted from the value of its token. The kernel also writes the gradient of the cumulative log
     decays; with FROM_KEYS, the kernel adds to that gradient.
     """
     chunk = tl.program_id(0).to(tl.int64)

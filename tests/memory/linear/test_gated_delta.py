@@ -15,6 +15,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"decay": "channel", "num_heads": 2, "num_layers": 2},
     {"decay": "none", "convolution": 1, "read_before_write": False},
     {"negative_eigenvalues": True, "convolution": 2, "num_heads": 4},
+    {"negative_eigenvalues": True, "householders": 3, "num_heads": 2, "num_layers": 2},
+    {"householders": 2, "decay": "channel", "read_before_write": False, "convolution": 1},
 ]
 
 
@@ -28,17 +30,23 @@ def oracle(layer, x, start):
         normed_x = layer.norm(x[t])
         history = [layer.project_in(normed_x), *history][: len(taps)]
         convolved_qkv = torch.stack([tap * old for tap, old in zip(taps, history, strict=False)]).sum(0)
-        queries, keys, values = functional.silu(convolved_qkv).view(3, heads, width)
-        steps = layer.max_step * torch.sigmoid(layer.step_size(normed_x))
+        queries, *others = functional.silu(convolved_qkv).view(-1, heads, width)
+        writes = len(others) // 2
+        steps = layer.max_step * torch.sigmoid(layer.step_size(normed_x)).view(writes, heads)
         read = []
         for h in range(heads):
-            query, key = (part / (part.square().sum() + 1e-6).sqrt() for part in (queries[h], keys[h]))
+            query, *keys = (
+                part / (part.square().sum() + 1e-6).sqrt()
+                for part in (queries[h], *(k[h] for k in others[:writes]))
+            )
             decay = torch.ones(width).double()
             if layer.decay != "none":
                 amount = functional.softplus(layer.forgetting(normed_x)).view(heads, -1)[h]
                 decay = (-layer.rate[h].exp() * amount).exp().expand(width)
-            before, old_matrix = matrices[h], torch.diag(decay) @ matrices[h]
-            matrices[h] = old_matrix + steps[h] * torch.outer(key, values[h] - old_matrix.T @ key)
+            before, matrices[h] = matrices[h], torch.diag(decay) @ matrices[h]
+            for key, value, step in zip(keys, others[writes:], steps, strict=True):
+                error = value[h] - matrices[h].T @ key
+                matrices[h] = matrices[h] + step[h] * torch.outer(key, error)
             read.append((before if layer.read_before_write else matrices[h]).T @ query)
         normal = torch.stack([layer.out_norm(part) for part in read]).flatten()
         y = x[t] + layer.out(normal * functional.silu(layer.output_gate(normed_x)))
