@@ -27,6 +27,8 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "lightning": "scrubjay.memory.linear.lightning:LightningConfig",
         "lru": "scrubjay.memory.scan.lru:LRUConfig",
         "lstm": "scrubjay.memory.lstm:LSTMConfig",
+        "mamba2": "scrubjay.memory.linear.mamba2:Mamba2Config",
+        "mamba3": "scrubjay.memory.linear.mamba3:Mamba3Config",
         "memora": "scrubjay.memory.miras:MemoraConfig",
         "mingru": "scrubjay.memory.scan.mingru:MinGRUConfig",
         "moba": "scrubjay.memory.sparse.moba:MoBAConfig",

@@ -56,18 +56,18 @@ def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str
     return num_heads
 
 
-def count_heads(dim: int, num_heads: int | None) -> int:
+def count_heads(dim: int, num_heads: int | None, widest: int = _WIDEST_HEAD, name: str = "dim") -> int:
     """Return `num_heads`, or the default number of heads if it is None.
 
-    The default is the smallest number whose heads are 8 to 64 wide. It is 1 if no number has such heads.
+    The default is the smallest number whose heads are 8 to `widest` wide, or 1 if no number has such heads.
 
-    Raises ValueError if `num_heads` does not divide `dim`.
+    Raises ValueError if `num_heads` does not divide `dim`. `name` is the name of `dim` for the message.
     """
     if num_heads is not None:
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor of {dim}")
+            raise ValueError(f"num_heads={num_heads} does not divide {name}={dim}; choose a divisor of {dim}")
         return num_heads
-    widths = range(min(_WIDEST_HEAD, dim), _NARROWEST_HEAD - 1, -1)
+    widths = range(min(widest, dim), _NARROWEST_HEAD - 1, -1)
     return next((dim // width for width in widths if dim % width == 0), 1)
 
 

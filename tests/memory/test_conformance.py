@@ -55,6 +55,8 @@ SIZES = {
         {"dim": 8, "chunk_size": 1, "num_chunks": 1, "top_k": 1},
     ],
     "lru": [{"dim": 8, "num_channels": 3, "min_modulus": 0.0, "max_modulus": 1.0}],
+    "mamba2": [{"dim": 8, "num_layers": 2, "num_heads": 4, "state_size": 5}, {"expand": 1, "convolution": 1}],
+    "mamba3": [{"dim": 8, "num_layers": 2, "num_heads": 4, "state_size": 4}, {"expand": 3, "state_size": 12}],
     "routing": [
         {"dim": 8, "num_centroids": 1, "capacity": 5, "window": 1},
         {"num_centroids": 3, "capacity": 2, "window": 4, "num_layers": 2},
