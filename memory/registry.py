@@ -16,6 +16,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
     {
         "agalite": "scrubjay.memory.scan.agalite:AGaLiTeConfig",
         "based": "scrubjay.memory.based:BasedConfig",
+        "comba": "scrubjay.memory.linear.comba:CombaConfig",
         "elmur": "scrubjay.memory.sparse.elmur:ELMURConfig",
         "ffm": "scrubjay.memory.scan.ffm:FFMConfig",
         "flow": "scrubjay.memory.linear.flow:FlowConfig",
@@ -37,6 +38,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "nsa": "scrubjay.memory.sparse.nsa:NSAConfig",
         "positional": "scrubjay.memory.positional:PositionalConfig",
         "routing": "scrubjay.memory.sparse.routing:RoutingConfig",
+        "rwkv7": "scrubjay.memory.linear.rwkv7:RWKV7Config",
         "shm": "scrubjay.memory.scan.shm:SHMConfig",
         "sink": "scrubjay.memory.sink:SinkConfig",
         "stack": "scrubjay.memory.stack:StackConfig",

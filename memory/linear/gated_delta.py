@@ -136,7 +136,12 @@ class GatedDeltaLayer(nn.Module):
         for write in range(self.writes):
             write_tokens = LinearTokens(*(part[:, write] for part in tokens))
             y, matrix = linear_memory_step(
-                *write_tokens, matrix, rule="delta", read_before_write=self.read_before_write, out=out
+                *write_tokens,
+                matrix,
+                rule="delta",
+                erase_key=self.scale_erase_keys(write_tokens.key),
+                read_before_write=self.read_before_write,
+                out=out,
             )
             outputs.append(y)
         return self.finish(x, normed_x[:, 0], outputs[self._read]), {"matrix": matrix, "tail": tail}
@@ -150,6 +155,7 @@ class GatedDeltaLayer(nn.Module):
             *tokens,
             state["matrix"],
             rule="delta",
+            erase_key=self.scale_erase_keys(tokens.key),
             start=self._place(start, 0),
             read_before_write=self.read_before_write,
         )
@@ -178,6 +184,10 @@ class GatedDeltaLayer(nn.Module):
             step.flatten(1, 2),
         )
         return tokens, normed_x, tail
+
+    def scale_erase_keys(self, key: Float[Tensor, "*batch heads width"]) -> Tensor | None:
+        """Return the erase keys of the delta rule for these keys; None if they are the keys themselves."""
+        return None
 
     @property
     def _read(self) -> int:

@@ -20,6 +20,7 @@ SIZES = {
         {"dim": 8, "num_heads": 2, "feature_width": 4, "window": 3, "num_layers": 2},
         {"feature_width": 1, "window": 5, "num_sinks": 2},
     ],
+    "comba": [{"dim": 8, "num_layers": 2, "num_heads": 2, "convolution": 2}],
     "elmur": [
         {"dim": 8, "chunk_size": 1, "num_slots": 2},
         {"chunk_size": 4, "num_slots": 3, "blend": 0.8, "num_layers": 2},
@@ -62,6 +63,7 @@ SIZES = {
         {"num_centroids": 3, "capacity": 2, "window": 4, "num_layers": 2},
         {"num_centroids": 5, "capacity": 1, "window": 3},
     ],
+    "rwkv7": [{"dim": 8, "num_layers": 2, "num_heads": 2, "rank": 3, "feed_forward_ratio": 1}],
     "shm": [{"dim": 8, "memory_size": 3, "table_size": 5}],
     "memora": [
         {"dim": 8, "chunk_size": 3, "forgets_to": "uniform", "convolution": 1, "num_heads": 1},
