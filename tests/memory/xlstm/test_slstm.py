@@ -8,35 +8,30 @@ from scrubjay.memory.xlstm.slstm import run_cells, run_reference
 def draw(seed=0, batch=3, time=25, heads=2, width=3):
     """Return random arguments of `run_cells` in float64."""
     generator = torch.Generator().manual_seed(seed)
-    dim = heads * width
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     start = torch.rand(batch, time, generator=generator) < 0.1
     return [
-        2 * normal(batch, time, 4, dim),
+        2 * normal(heads, time, batch, 4 * width),
         start,
-        normal(batch, dim),
-        normal(batch, dim),
-        normal(batch, dim),
+        *(normal(heads, batch, width) for _ in range(3)),
         normal(heads, width, 4 * width),
     ]
 
 
-def oracle(inputs, start, hidden, cell, log_norm, recurrent):
+def oracle(gates, start, hidden, cell, log_norm, recurrent):
     """Return the hidden vectors by the equations with c, n and exp(i)."""
-    heads, width = recurrent.shape[:2]
     norm = log_norm.exp()
     c, outputs = cell * norm, []
-    for t in range(inputs.shape[1]):
+    for t in range(gates.shape[1]):
         keep = (~start[:, t, None]).double()
         hidden, c, norm = hidden * keep, c * keep, norm * keep
-        parts = torch.stack([hidden.view(-1, heads, width)[:, h] @ recurrent[h] for h in range(heads)], dim=1)
-        i, f, z, o = (inputs[:, t] + parts.view(-1, heads, 4, width).transpose(1, 2).flatten(2)).unbind(1)
-        c = torch.sigmoid(f) * c + i.exp() * torch.tanh(z)
-        norm = torch.sigmoid(f) * norm + i.exp()
-        hidden = torch.sigmoid(o) * c / norm
+        i, minus_f, z, half_o = (gates[:, t] + hidden @ recurrent).chunk(4, dim=-1)
+        c = torch.sigmoid(-minus_f) * c + i.exp() * torch.tanh(z)
+        norm = torch.sigmoid(-minus_f) * norm + i.exp()
+        hidden = torch.sigmoid(2 * half_o) * c / norm
         outputs.append(hidden)
     return torch.stack(outputs, dim=1)
 
@@ -50,14 +45,12 @@ def test_hidden_vectors_are_those_of_the_paper():
 
 
 def test_gates_of_any_size_give_finite_results():
-    inputs, start, hidden, cell, log_norm, recurrent = (
-        x.float() if x.is_floating_point() else x for x in draw(1)
-    )
+    inputs, *rest = (x.float() if x.is_floating_point() else x for x in draw(1))
     for log_input in (-1e4, -90.0, 90.0, 1e4):
         gates = inputs.clone()
-        gates[:, ::2, 0] = log_input
-        gates[:, ::3, 1] = -log_input
-        results = run_cells(gates, start, hidden, cell, log_norm, recurrent)
+        gates[:, ::2, :, :3] = log_input
+        gates[:, ::3, :, 3:6] = -log_input
+        results = run_cells(gates, *rest)
         assert all(x.isfinite().all() for x in results)
 
 
@@ -95,9 +88,9 @@ def test_an_episode_begins_without_a_past():
     start[:] = False
     start[:, 7] = True
     y, _, _ = run_cells(inputs, start, hidden, cell, log_norm, recurrent)
-    _, _, z, o = inputs[:, 7].unbind(1)
-    torch.testing.assert_close(y[:, 7], torch.sigmoid(o) * torch.tanh(z))
+    _, _, z, half_o = inputs[:, 7].chunk(4, dim=-1)
+    torch.testing.assert_close(y[:, 7], torch.sigmoid(2 * half_o) * torch.tanh(z))
     for number in (torch.nan, torch.inf):
-        inputs[0, 3] = number
+        inputs[:, 3, 0] = number
         other, _, _ = run_cells(inputs, start, hidden, cell, log_norm, recurrent)
         assert torch.equal(other[:, 7:], y[:, 7:])
