@@ -158,7 +158,16 @@ def run_cells(
 def run_reference(
     start: Tensor, gates: Tensor, hidden: Tensor, cell: Tensor, log_norm: Tensor, recurrent: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the results of `run_cells` by the equations above, step by step."""
+    """Return the results of `run_cells` by the equations above, step by step.
+
+    Args:
+        start: Mask of the steps that begin an episode.
+        gates: Parts of the gates that do not depend on the hidden vector.
+        hidden: Hidden vector before the first step.
+        cell: Cell before the first step.
+        log_norm: Log normalizer before the first step.
+        recurrent: Weights from the hidden vector of a head to its gates.
+    """
     results = []
     for t in range(gates.shape[1]):
         begins = start[:, t, None]

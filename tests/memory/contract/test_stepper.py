@@ -13,6 +13,7 @@ from scrubjay.memory.contract.stepper import PlainStepper
 NAMES = memory.list_memories()
 IN_PLACE = (
     "based",
+    "comba",
     "elmur",
     "ffm",
     "gated_delta",
@@ -21,9 +22,12 @@ IN_PLACE = (
     "landmark",
     "lightning",
     "lru",
+    "mamba2",
+    "mamba3",
     "mingru",
     "moba",
     "nsa",
+    "rwkv7",
     "sink",
     "stack",
     "titans",
