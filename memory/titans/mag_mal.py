@@ -28,6 +28,9 @@ from scrubjay.memory.titans.attention import (
 )
 from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
 
+_MAX_SEGMENT = 1024
+"""Longest segment at once: after an episode start, the attention scores all pairs of steps of a segment."""
+
 
 @dataclass(frozen=True)
 class WindowedTitansConfig(TitansConfig):
@@ -123,6 +126,7 @@ class TitansMAG(Titans):
     State: the entries of `Titans`, and the caches of `WindowAttention` for every layer.
     """
 
+    max_segment = _MAX_SEGMENT
     layer_class: ClassVar[type[TitansLayer]] = _GateLayer
 
 
@@ -169,4 +173,5 @@ class TitansMAL(Titans):
     State: the entries of `Titans`, and the caches of `WindowAttention` for every layer.
     """
 
+    max_segment = _MAX_SEGMENT
     layer_class: ClassVar[type[TitansLayer]] = _StackedLayer

@@ -101,12 +101,13 @@ def describe_segments(soak: Soak, rows: list[dict[str, Any]]) -> str:
     table = []
     for name in dict.fromkeys(row["memory"] for row in rows):
         part = {row["part"]: row for row in rows if row["memory"] == name}
+        has_whole = part["whole"]["error"] != TOO_LARGE
         table.append(
             [
                 name,
                 *(_kib(part[key]["bytes"]) for key in ("step", "cut")),
                 *(_peak(soak, part[key]) for key in ("whole", "learn")),
-                *(f"{part[key]['difference']:.0e}" for key in ("step", "cut")),
+                *(f"{part[key]['difference']:.0e}" if has_whole else "-" for key in ("step", "cut")),
                 "; ".join(f"{key}: {row['error']}" for key, row in part.items() if is_fault(row)) or "-",
             ]
         )
