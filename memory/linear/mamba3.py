@@ -117,7 +117,7 @@ class Mamba3Layer(nn.Module):
 
         If `out` is a tensor, the new matrix is written to it in place.
         """
-        start = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
+        start = torch.zeros_like(x[:, :1], dtype=torch.bool)
         tokens, gate, angle = self.project_tokens(x[:, None], state, start)
         token = _Tokens(*(part[:, 0] for part in tokens))
         previous = state["key"] * token.previous[..., None]

@@ -118,7 +118,7 @@ class RWKV7Layer(nn.Module):
 
         If `out` is a tensor, the new matrix is written to it in place.
         """
-        start = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
+        start = torch.zeros_like(x[:, :1], dtype=torch.bool)
         h = self.norm(x[:, None])
         erasure, write, gate = self.project_tokens(h, _shift(h, state["shift"][:, 0], start), state)
         y, matrix = state["matrix"], state["matrix"]

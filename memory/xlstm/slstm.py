@@ -75,7 +75,7 @@ class SLSTMBlock(nn.Module):
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
         """Return the output of one step and the next state."""
-        start = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
+        start = torch.zeros_like(x[:, :1], dtype=torch.bool)
         y, after = self.segment(x[:, None], state, start)
         return y[:, 0], after
 
