@@ -187,7 +187,11 @@ def test_no_tokens_and_no_rows():
 @functools.cache
 def reference_calls() -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
     """Return calls on which every mutation gives a wrong result, and their expected results."""
-    options = ({"channel": False}, {"channel": True}, {"channel": False, "rule": "erase"})
+    options: tuple[dict[str, Any], ...] = (
+        {"channel": False},
+        {"channel": True},
+        {"channel": False, "rule": "erase"},
+    )
     calls = [draw(18, seed=7, starts=0.1, **more) for more in options]
     return [(call, outcome(call, "reference")) for call in calls]
 
