@@ -25,7 +25,7 @@ from scrubjay.agents.rl.learner import (
 )
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.schedules import ScheduleConfig, load_steps
-from scrubjay.agents.rl.segment import Segment
+from scrubjay.agents.rl.segment import EarlierSteps, Segment
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class PPOConfig(ScheduleConfig):
     burn_in_segments: int = 0
     """Segments before each segment that are replayed under the current weights before each epoch, without
     gradients. The memory state at the start of the segment is then that of the current weights, if the
-    episode began in these segments. 0 uses the state from sampling time."""
+    episode began in these segments. Before the first epoch, the probabilities of the actions and the values
+    are computed again from this state. 0 uses the state from sampling time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,6 +199,8 @@ class PPO:
             segment = self._scale(segment)
         elif self._scale is not None:
             self._unit = self._scale.update(segment)
+        if burn_in is not None:
+            segment = self._refresh(segment, burn_in)
         advantages, returns = self.advantages(segment)
         first, total = self.peers.locate_rows(segment.num_rows)
         config, rate = self.config, self._set_learning_rate()
@@ -239,6 +242,23 @@ class PPO:
         # Not earlier: the segment was sampled with the statistics before it, and the ratios start at 1.
         self.policy.update_statistics(segment, self.peers)
         return result
+
+    @torch.no_grad()
+    def _refresh(self, segment: Segment, burn_in: EarlierSteps) -> Segment:
+        """Return `segment` with memory states, probabilities of actions and values of the current weights.
+
+        With the probabilities from sampling time, ratios would not start at 1: the policy sampled from
+        another memory state. Updates would then be large although the weights are the same.
+        """
+        segment = dataclasses.replace(segment, state=self.policy.replay(burn_in))
+        rows = torch.arange(segment.num_rows, device=segment.rewards.device)
+        size = -(-len(rows) // self.config.num_minibatches)
+        parts = [self.policy.evaluate(segment.rows(index)) for index in rows.split(size)]
+        return dataclasses.replace(
+            segment,
+            log_probs=torch.cat([part.log_probs for part in parts]),
+            values=torch.cat([part.values for part in parts]),
+        )
 
     def advantages(self, segment: Segment) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
         """Return the segment's advantages, normalized if configured, and its returns."""

@@ -156,7 +156,7 @@ class RWKV7Layer(nn.Module):
         `h` are the normed inputs of the layer, and `before` those of the previous steps.
         """
         dtype = state["matrix"].dtype
-        inputs = torch.lerp(h[..., None, :], before[..., None, :], self.shift).unbind(-2)
+        inputs = _blend(h[..., None, :], before[..., None, :], self.shift).unbind(-2)
         blends = dict(zip(_SHIFTS, inputs, strict=True))
 
         def heads(x: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class RWKV7Layer(nn.Module):
         y = y * weight + bias + bonus.flatten(-2)
         x = x + self.out((y * gate).to(x.dtype))
         h = self.feed_norm(x)
-        blend = torch.lerp(h, _shift(h, before, start), self.feed_shift)
+        blend = _blend(h, _shift(h, before, start), self.feed_shift)
         return x + self.feed_out(functional.relu(self.feed_in(blend)).square()), h
 
 
@@ -217,6 +217,11 @@ def _shift(h: Tensor, before: Tensor, start: Bool[Tensor, "batch time"]) -> Floa
     """Return the vector of the previous step for each step; zeros at the start of an episode."""
     previous = torch.cat([before[:, None].to(h.dtype), h[:, :-1]], dim=1)
     return previous.masked_fill(start[..., None], 0)
+
+
+def _blend(h: Tensor, before: Tensor, weight: Tensor) -> Tensor:
+    """Return `h` where the weight is 0 and `before` where it is 1. Under autocast their dtypes differ."""
+    return h + (before - h) * weight
 
 
 def _interleave(first: Tensor, second: Tensor) -> Tensor:

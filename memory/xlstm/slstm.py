@@ -174,9 +174,10 @@ def run_reference(
         hidden, cell = hidden.masked_fill(begins, 0), cell.masked_fill(begins, 0)
         log_norm = log_norm.masked_fill(begins, _EMPTY)
         i, minus_f, z, half_o = (gates[:, t] + hidden @ recurrent).chunk(4, dim=-1)
-        log_rest = log_norm - functional.softplus(minus_f)
-        log_norm = torch.logaddexp(i, log_rest)
-        cell = torch.lerp(cell, torch.tanh(z), torch.sigmoid(i - log_rest))
+        u = i + functional.softplus(minus_f) - log_norm
+        # Not logaddexp: its second derivative is NaN for an empty normalizer.
+        log_norm = i - functional.logsigmoid(u)
+        cell = torch.lerp(cell, torch.tanh(z), torch.sigmoid(u))
         hidden = torch.sigmoid(2 * half_o) * cell
         results.append(hidden)
     y = torch.stack(results, dim=1) if results else gates[..., : hidden.shape[-1]]

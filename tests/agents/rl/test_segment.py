@@ -146,6 +146,25 @@ def test_ppo_does_not_use_the_stored_state_of_an_episode_within_the_burn_in(
     assert results[1, False][0] != results[0, False][0]
 
 
+def test_ratios_start_at_one_after_a_burn_in(scripted_envs: Envs, make_policy: Callable[..., Policy]) -> None:
+    """The state at the start of the segment comes from other weights than those that are updated."""
+    divergences = []
+    for burn_in in (0, 1):
+        policy = make_policy()
+        sampler = Sampler(scripted_envs(4), policy, 6, burn_in_segments=1)
+        sampler.collect()
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(1.5)
+        segment = sampler.collect()
+        if burn_in:
+            state = policy.replay(segment.burn_in) if segment.burn_in is not None else {}
+            assert any(not torch.equal(state[name], value) for name, value in segment.state.items())
+        learner = PPO(policy, PPOConfig(epochs=1, num_minibatches=1, burn_in_segments=burn_in))
+        divergences.append(learner.update(segment)["losses/approx_kl"])
+    assert max(divergences) < 1e-9
+
+
 def test_a_restored_sampler_has_the_same_burn_in(
     scripted_envs: Envs, make_policy: Callable[..., Policy]
 ) -> None:
