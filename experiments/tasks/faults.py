@@ -27,6 +27,7 @@ from scrubjay.agents.rl.observations import (
     leaf_values,
 )
 from scrubjay.experiments.cli.failures import BrokenEnvError, FailedError, is_out_of_memory
+from scrubjay.experiments.resources import CPULimitError
 
 
 def check_single(env: Any, name: str) -> gymnasium.Env[Any, Any]:
@@ -89,8 +90,8 @@ def environment_errors(name: str) -> Iterator[None]:
 
 
 def is_plain(error: Exception) -> bool:
-    """Return True if an error of an environment needs no traceback: of a file, of memory, or described."""
-    return isinstance(error, (OSError, FailedError)) or is_out_of_memory(error)
+    """Return True if an error of an environment needs no traceback: of a file, a limit, or described."""
+    return isinstance(error, (OSError, FailedError, CPULimitError)) or is_out_of_memory(error)
 
 
 @contextlib.contextmanager

@@ -1,1 +1,0 @@
-"""xLSTM: matrix memories with exponential gates (mLSTM), and LSTM cells with such gates (sLSTM)."""
