@@ -206,9 +206,9 @@ class PPO:
         config, rate = self.config, self._set_learning_rate()
         config.check_rows(total)
         history: list[dict[str, Tensor]] = []
-        for _ in range(config.epochs):
+        for number in range(config.epochs):
             epoch = []
-            if burn_in is not None:
+            if burn_in is not None and number:  # `_refresh` did it for the first epoch
                 segment = dataclasses.replace(segment, state=self.policy.replay(burn_in))
             for index in minibatches(total, 1, config.num_minibatches, self.generator):
                 own = index[(index >= first) & (index < first + segment.num_rows)] - first

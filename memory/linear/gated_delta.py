@@ -25,7 +25,6 @@ present input, as in `memory/titans/neural.py`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +35,7 @@ from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import MemoryConfig, State
-from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens
+from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens, draw_step_bias
 from scrubjay.memory.parts.layers import ShortConvolution, feed_forward, normalize_vectors
 from scrubjay.memory.parts.window import count_heads
 
@@ -114,9 +113,7 @@ class GatedDeltaLayer(nn.Module):
         with torch.no_grad():
             self.convolution.weight[1:] *= 0.2
             if config.decay != "none":
-                least, largest = math.log(1e-3), math.log(1e-1)
-                amount = torch.empty_like(self.forgetting.bias).uniform_(least, largest).exp()
-                self.forgetting.bias.copy_(amount + torch.log(-torch.expm1(-amount)))
+                self.forgetting.bias.copy_(draw_step_bias(len(self.forgetting.bias)))
 
     def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
         """Return the initial state of the layer: zeros."""

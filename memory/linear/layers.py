@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
@@ -177,3 +178,9 @@ class MatrixStepper(Stepper):
             }
             result |= add_affixes(layer_state, suffix=f"_{index}")
         return result
+
+
+def draw_step_bias(count: int) -> Float[Tensor, " count"]:
+    """Return biases whose softplus is between 0.001 and 0.1, evenly distributed in the logarithm."""
+    size = torch.empty(count).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+    return size + torch.log(-torch.expm1(-size))

@@ -19,7 +19,6 @@ most 32 wide instead of 64, so that the state of a small policy is small.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +28,7 @@ from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import MemoryConfig, State
-from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens
+from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens, draw_step_bias
 from scrubjay.memory.parts.layers import ShortConvolution
 from scrubjay.memory.parts.window import count_heads
 
@@ -80,12 +79,6 @@ class Mamba2Config(StateSpaceConfig):
     def build(self) -> Mamba2:
         """Return a newly initialized memory."""
         return Mamba2(self)
-
-
-def draw_step_bias(heads: int) -> Float[Tensor, "heads"]:
-    """Return biases whose softplus is between 0.001 and 0.1, evenly distributed in the logarithm."""
-    size = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-    return size + torch.log(-torch.expm1(-size))
 
 
 class Mamba2Layer(nn.Module):

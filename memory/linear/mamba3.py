@@ -34,8 +34,8 @@ from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step, scan
 from scrubjay.memory.contract.base import State
-from scrubjay.memory.linear.layers import LayeredMemory
-from scrubjay.memory.linear.mamba2 import StateSpaceConfig, draw_step_bias
+from scrubjay.memory.linear.layers import LayeredMemory, draw_step_bias
+from scrubjay.memory.linear.mamba2 import StateSpaceConfig
 from scrubjay.memory.parts.layers import feed_forward
 
 _NORM_EPSILON = 1e-5

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scrubjay.memory.contract.base import Memory, State
 
@@ -42,3 +44,27 @@ def beside_oracles(
                 oracle.restart()
             torch.testing.assert_close(y[row, t], oracle.step(x[row, t]), rtol=tolerance, atol=tolerance)
     return state, oracles
+
+
+@torch.no_grad()
+def assert_layers_equal(
+    module: Any, oracle: Callable[[Any, Tensor], Tensor], x: Tensor, tolerance: float
+) -> None:
+    """Assert that two rows of 40 steps have the outputs of an oracle of each layer.
+
+    Each row has two episodes. The oracle takes a layer and the inputs of one episode.
+    """
+    start = torch.zeros(2, 40, dtype=torch.bool)
+    start[0, 13] = start[1, 31] = True
+    y, _ = module(x, module.initial_state(2), start)
+    for row, border in ((0, 13), (1, 31)):
+        for part in (slice(0, border), slice(border, 40)):
+            expected = x[row, part]
+            for layer in module.layers:
+                expected = oracle(layer, expected)
+            torch.testing.assert_close(y[row, part], expected, rtol=tolerance, atol=tolerance)
+
+
+def wave(*shape: int, phase: float) -> Tensor:
+    """Return fixed numbers between -1 and 1, which recorded outputs of published code depend on."""
+    return torch.cos(torch.arange(math.prod(shape)).double() * 0.7 + phase).view(shape)

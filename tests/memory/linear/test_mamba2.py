@@ -8,6 +8,8 @@ from scrubjay import memory
 from scrubjay.kernels import linear_memory
 from scrubjay.memory.linear.mamba2 import Mamba2Config
 
+from ..oracles import assert_layers_equal
+
 
 def build(dim=12, seed=0, **fields):
     """Return a memory in float64 whose parameters are all random."""
@@ -50,15 +52,7 @@ def oracle(layer, x):
 @torch.no_grad()
 def test_outputs_are_those_of_the_equations(fields):
     module = build(**fields)
-    x, start = torch.randn(2, 40, 12).double(), torch.zeros(2, 40, dtype=torch.bool)
-    start[0, 13] = start[1, 31] = True
-    y, _ = module(x, module.initial_state(2), start)
-    for row, border in ((0, 13), (1, 31)):
-        for part in (slice(0, border), slice(border, 40)):
-            expected = x[row, part]
-            for layer in module.layers:
-                expected = oracle(layer, expected)
-            torch.testing.assert_close(y[row, part], expected, rtol=1e-10, atol=1e-10)
+    assert_layers_equal(module, oracle, torch.randn(2, 40, 12).double(), 1e-10)
 
 
 @pytest.mark.requires("transformers")

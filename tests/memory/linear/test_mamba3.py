@@ -13,12 +13,9 @@ from torch.nn import functional
 from scrubjay import memory
 from scrubjay.memory.linear.mamba3 import Mamba3Config, rotate
 
+from ..oracles import assert_layers_equal, wave
+
 PUBLISHED = json.loads((Path(__file__).parent / "mamba3.json").read_text())
-
-
-def wave(*shape, phase):
-    """Return fixed numbers between -1 and 1, which the recorded outputs depend on."""
-    return torch.cos(torch.arange(math.prod(shape)).double() * 0.7 + phase).view(shape)
 
 
 @torch.no_grad()
@@ -89,15 +86,7 @@ def test_outputs_are_those_of_the_equations(fields):
     module = Mamba3Config(12, **fields).build().double()
     for parameter in module.parameters():
         parameter.add_(0.5 * torch.randn_like(parameter))
-    x, start = 2 * torch.randn(2, 40, 12).double(), torch.zeros(2, 40, dtype=torch.bool)
-    start[0, 13] = start[1, 31] = True
-    y, _ = module(x, module.initial_state(2), start)
-    for row, border in ((0, 13), (1, 31)):
-        for part in (slice(0, border), slice(border, 40)):
-            expected = x[row, part]
-            for layer in module.layers:
-                expected = oracle(layer, expected)
-            torch.testing.assert_close(y[row, part], expected, rtol=1e-9, atol=1e-9)
+    assert_layers_equal(module, oracle, 2 * torch.randn(2, 40, 12).double(), 1e-9)
 
 
 @torch.no_grad()

@@ -12,12 +12,9 @@ from torch.nn import functional
 from scrubjay import memory
 from scrubjay.memory.linear.rwkv7 import RWKV7Config
 
+from ..oracles import assert_layers_equal, wave
+
 PUBLISHED = json.loads((Path(__file__).parent / "rwkv7.json").read_text())
-
-
-def wave(*shape, phase):
-    """Return fixed numbers between -1 and 1, which the recorded outputs depend on."""
-    return torch.cos(torch.arange(math.prod(shape)).double() * 0.7 + phase).view(shape)
 
 
 @torch.no_grad()
@@ -97,15 +94,7 @@ def test_outputs_are_those_of_the_equations(fields):
     module = RWKV7Config(16, **fields).build().double()
     for parameter in module.parameters():
         parameter.add_(0.3 * torch.randn_like(parameter))
-    x, start = torch.randn(2, 40, 16).double(), torch.zeros(2, 40, dtype=torch.bool)
-    start[0, 13] = start[1, 31] = True
-    y, _ = module(x, module.initial_state(2), start)
-    for row, border in ((0, 13), (1, 31)):
-        for part in (slice(0, border), slice(border, 40)):
-            expected = x[row, part]
-            for layer in module.layers:
-                expected = oracle(layer, expected)
-            torch.testing.assert_close(y[row, part], expected, rtol=1e-9, atol=1e-9)
+    assert_layers_equal(module, oracle, torch.randn(2, 40, 16).double(), 1e-9)
 
 
 @torch.no_grad()
