@@ -153,7 +153,8 @@ class EmbeddingIndex:
                     "INSERT OR IGNORE INTO vectors SELECT number, ? FROM records WHERE number = ?",
                     [(vector.tobytes(), number) for vector, number in zip(vectors, numbers, strict=True)],
                 )
-        self._clear_cache()
+        if lost_records:  # otherwise the index that another thread has just built would be lost
+            self._clear_cache()
         self._has_complete_vectors = True
 
     def check_model(self) -> None:

@@ -357,6 +357,24 @@ def test_threads_that_search_first_share_one_index_that_reads_only_what_is_new(p
         assert [len(index._tail) for index in indexes] == [130 % SMALL]
 
 
+def test_a_thread_that_looked_for_lost_embeddings_keeps_the_index_of_another_thread(path, monkeypatch):
+    fill(path)
+    with open_bank(path) as bank, ThreadPoolExecutor(1) as pool:
+        find, index = embedding_index.find_lost_vectors, bank._embedding_index
+
+        def find_while_another_thread_searches(connection):
+            monkeypatch.setattr(embedding_index, "find_lost_vectors", find)
+            pool.submit(bank.search, "fact 3").result()
+            built.append(index._index)
+            return find(connection)
+
+        built: list = []
+        monkeypatch.setattr(embedding_index, "find_lost_vectors", find_while_another_thread_searches)
+        bank.search("fact 128")
+        assert built[0] is not None
+        assert index._index is built[0]
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signal to spare")
 def test_a_build_ends_at_once_when_it_is_interrupted():
     def interrupt(*_):
