@@ -360,16 +360,24 @@ def test_threads_that_search_first_share_one_index_that_reads_only_what_is_new(p
 def test_a_thread_that_looked_for_lost_embeddings_keeps_the_index_of_another_thread(path, monkeypatch):
     fill(path)
     with open_bank(path) as bank, ThreadPoolExecutor(1) as pool:
-        find, index = embedding_index.find_lost_vectors, bank._embedding_index
+        index, built = bank._embedding_index, []
+        assert index is not None
+        restore, reading = index._restore_vectors, index._store.reading
 
-        def find_while_another_thread_searches(connection):
-            monkeypatch.setattr(embedding_index, "find_lost_vectors", find)
-            pool.submit(bank.search, "fact 3").result()
+        @contextlib.contextmanager
+        def read_before_another_thread_searches():
+            with reading() as connection:
+                yield connection
+            monkeypatch.setattr(index._store, "reading", reading)
+            assert pool.submit(bank.search, "fact 3").result(60)
             built.append(index._index)
-            return find(connection)
 
-        built: list = []
-        monkeypatch.setattr(embedding_index, "find_lost_vectors", find_while_another_thread_searches)
+        def restore_slowly():
+            monkeypatch.setattr(index, "_restore_vectors", restore)
+            monkeypatch.setattr(index._store, "reading", read_before_another_thread_searches)
+            restore()
+
+        monkeypatch.setattr(index, "_restore_vectors", restore_slowly)
         bank.search("fact 128")
         assert built[0] is not None
         assert index._index is built[0]
