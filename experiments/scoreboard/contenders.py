@@ -13,14 +13,16 @@ from scrubjay.memory import make_config
 from scrubjay.memory.hcam import HCAMConfig
 
 MEMORIES = ("none", "gru", "lstm", "lru", "gated_delta", "gtrxl", "sink", "hcam")
-"""Scrubjay's PPO with these memories."""
+"""Memories of the scoreboard, with Scrubjay's PPO."""
+FURTHER = ("comba", "rwkv7", "mamba2", "mamba3")
+"""Further memories that can be named. Their state has one size for any episode."""
 PEERS = ("recurrent_ppo", "recurrent_ppo_defaults")
 """sb3-contrib's RecurrentPPO: with the settings of Scrubjay's learner, and with its own defaults.
 
 The first has the learning rate `PEER_LEARNING_RATE`. Both have the width, the environments, the segments and
 the minibatches of Scrubjay's runs.
 """
-CONTENDERS = (*MEMORIES, *PEERS)
+CONTENDERS = (*MEMORIES, *FURTHER, *PEERS)
 
 DIM = 64
 """Width of every network."""

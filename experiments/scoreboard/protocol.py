@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scrubjay.experiments.scoreboard.tasks import (
+    MEMORY_S11,
     MUJOCO,
     SCOREBOARD,
     Task,
@@ -65,7 +66,7 @@ DEMO = "tmaze-demo"
 LEAST_DEMO_SUCCESS = 0.95
 MOST_DEMO_FAILURES = 1
 
-TASKS = {task.name: task for task in (*SCOREBOARD, *DEVELOPMENT, *TEST)}
+TASKS = {task.name: task for task in (*SCOREBOARD, MEMORY_S11, *DEVELOPMENT, *TEST)}
 """All tasks by name."""
 
 

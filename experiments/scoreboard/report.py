@@ -9,7 +9,7 @@ import numpy as np
 
 from scrubjay.experiments.cli.untrusted_text import printable
 from scrubjay.experiments.measurements import markdown, select
-from scrubjay.experiments.scoreboard.contenders import MEMORIES, PEERS
+from scrubjay.experiments.scoreboard.contenders import PEERS
 from scrubjay.experiments.scoreboard.protocol import TASKS, difference, is_loss
 from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 
@@ -42,7 +42,7 @@ def find_losses(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
         for task in _names(rows, "task")
         for memory in _names(rows, "contender")
         for peer in _names(rows, "contender")
-        if memory in MEMORIES and peer in PEERS and _both(rows, task, memory, peer)
+        if memory not in PEERS and peer in PEERS and _both(rows, task, memory, peer)
         if is_loss(scores_of(rows, task, memory), scores_of(rows, task, peer))
     ]
 
@@ -112,7 +112,7 @@ def _summary(rows: Sequence[Row], losses: Sequence[tuple[str, str, str]]) -> str
             contender,
             "runs are missing" if scores is None else _with_interval(scores),
             f"{rank:.1f}" if contender in ranks else "",
-            len({task for task, memory, _ in losses if memory == contender}) if contender in MEMORIES else "",
+            "" if contender in PEERS else len({task for task, memory, _ in losses if memory == contender}),
             len(select(own, status="failed")),
             f"{sum(row['cpu_seconds'] or 0 for row in own):,.0f}",
         ]

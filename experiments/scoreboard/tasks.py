@@ -86,3 +86,6 @@ SCOREBOARD = (
     positions_task("half-cheetah-positions", "HalfCheetah-v5", 1000, MUJOCO),
 )
 """Tasks of the scoreboard."""
+
+MEMORY_S11 = minigrid_task("memory-s11", "MiniGrid-MemoryS11-v0", 605)
+"""Longer corridor of the Memory tasks, outside the scoreboard."""

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.scoreboard.contenders import MEMORIES, Settings, make_train_config
+from scrubjay.experiments.scoreboard.contenders import FURTHER, MEMORIES, Settings, make_train_config
 from scrubjay.experiments.scoreboard.protocol import TASKS
 from scrubjay.memory import make_config, name_of
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory", [*MEMORIES, *FURTHER])
 def test_every_memory_covers_the_episode_and_is_otherwise_its_default(memory):
     for task in TASKS.values():
         config = make_train_config(task, memory, 3, Settings(steps=5000))
