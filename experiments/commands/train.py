@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,12 @@ from scrubjay.experiments.runs import loggers
 if TYPE_CHECKING:
     from scrubjay.experiments.runs.cluster import RayOptions
     from scrubjay.experiments.runs.run import Run
+
+
+_SCHEDULE_NOTE = (
+    "note: settings with a schedule, such as the learning rate, reached their last values after {:,} steps; "
+    "all further steps use these values"
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,8 @@ def resume(argv: Sequence[str]) -> int:
             run = run.with_trusted_env(options.env, options.wrap)
             if options.total_steps is not None:
                 run = run.with_total_steps(options.total_steps)
+                if run.config.has_schedule and options.total_steps > run.config.first_plan:
+                    print(one_line(_SCHEDULE_NOTE.format(run.config.first_plan)), file=sys.stderr)
             run.check(ray)
             loggers.check(options.logger)
         if run.is_finished:

@@ -156,6 +156,11 @@ class Experiment(ABC):
         """Value of `total_steps` before the first extension; schedules last for this number of steps."""
         return self.extensions[0].previous_total if self.extensions else self.total_steps
 
+    @property
+    def has_schedule(self) -> bool:
+        """True if a setting, such as the learning rate, changes over the first `first_plan` steps."""
+        return False
+
     def with_total_steps(self, total_steps: int, completed_steps: int) -> Self:
         """Return a copy with the new total `total_steps`, for a run that has completed `completed_steps`.
 

@@ -100,6 +100,11 @@ class RLConfig(Experiment):
         return -(-self.total_steps // self.steps_per_update) * self.steps_per_update
 
     @property
+    def has_schedule(self) -> bool:
+        """True if a setting of the learner changes over the initial `total_steps`."""
+        return self.planned_learner != self.learner
+
+    @property
     def planned_learner(self) -> LearnerConfig:
         """Learner config. Its schedules, such as the learning rate, span the initial `total_steps`."""
         return self.learner.with_total_steps(self.first_plan)

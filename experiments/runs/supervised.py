@@ -60,6 +60,11 @@ class SupervisedConfig(Experiment):
         return name_of(self.memory)
 
     @property
+    def has_schedule(self) -> bool:
+        """True: the learning rate falls."""
+        return True
+
+    @property
     @abstractmethod
     def train_sizes(self) -> tuple[int, int]:
         """Sizes of training tasks: the maximum number of items to remember, and the time span."""

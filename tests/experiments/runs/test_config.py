@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scrubjay.agents import PPOConfig
 from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
 from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.files import lock
 from scrubjay.experiments.launch.parallel import prepare
 from scrubjay.experiments.runs.config import Extension, derive_seed
@@ -98,6 +99,14 @@ def test_the_learning_rate_of_ppo_keeps_its_last_value(tiny, tmp_path):
     assert falling == pytest.approx([rate * (1 - done / 6) for done in range(6)])
     run = resume(plan.path, total_steps=256)
     assert [row["charts/learning_rate"] for row in run.metrics()] == falling + 2 * falling[-1:]
+
+
+@pytest.mark.parametrize("anneals", [True, False])
+def test_the_command_says_that_a_schedule_has_ended(anneals, tiny, tmp_path, capsys):
+    learner = PPOConfig(epochs=1, num_minibatches=2, anneal=anneals)
+    path = str(train(tiny(eval_episodes=0, learner=learner), tmp_path / "run").path)
+    assert main(["resume", path, "--total-steps", "256", "--quiet"]) == 0
+    assert ("learning rate, reached their last values after 192 steps" in capsys.readouterr().err) == anneals
 
 
 def test_the_schedules_of_an_extended_run_keep_their_first_plan(tiny, tmp_path):
