@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.runs.sequence import SequenceTaskConfig
@@ -17,6 +18,21 @@ _SEQUENCE_SETTINGS = {
 }
 # State tracking needs negative eigenvalues: decay factors in [0, 1] cannot represent products in a group.
 _TRACKING_SETTINGS = _SEQUENCE_SETTINGS | {"gated_delta": {"negative_eigenvalues": True}}
+
+
+def _permutation_settings(householders: int) -> dict[str, dict[str, Any]]:
+    """Return the settings for permutations: a product of n reflections permutes n + 1 items.
+
+    The answer includes the present token. Eight narrow heads find the group where a single wide one did not.
+    """
+    reflections = {
+        "negative_eigenvalues": True,
+        "householders": householders,
+        "num_heads": 8,
+        "decay": "none",
+        "read_before_write": False,
+    }
+    return _SEQUENCE_SETTINGS | {"gated_delta": reflections}
 
 
 @recipe("mqar", settings=_SEQUENCE_SETTINGS)
@@ -55,12 +71,20 @@ def parity() -> SequenceTaskConfig:
     return _tracking_config("Z2")
 
 
-@recipe("state-tracking", settings=_TRACKING_SETTINGS)
+@recipe("state-tracking", settings=_permutation_settings(2))
 def state_tracking() -> SequenceTaskConfig:
     """Supervised sequence modeling: after each permutation of 3 items, predict the product so far."""
     # If a GRU learns the task, it does so within one to two million tokens, while the learning rate is high.
     return dataclasses.replace(_tracking_config("S3"), total_steps=4_000_000)
 
 
-def _tracking_config(group: Group) -> SequenceTaskConfig:
-    return SequenceTaskConfig(suite=StateTracking(group=group), eval_items=(), eval_rows=256)
+@recipe("state-tracking-s5", settings=_permutation_settings(4))
+def state_tracking_s5() -> SequenceTaskConfig:
+    """Supervised sequence modeling: after each permutation of 5 items, predict the product so far."""
+    return dataclasses.replace(_tracking_config("S5", 120), total_steps=4_000_000)
+
+
+def _tracking_config(group: Group, order: int = 6) -> SequenceTaskConfig:
+    return SequenceTaskConfig(
+        suite=StateTracking(group=group, vocab_size=order), eval_items=(), eval_rows=256
+    )

@@ -20,7 +20,7 @@ has one parameter per decay. The output of the memory is normalized, gated by th
 Differences from the paper: a step reads before it writes unless `read_before_write` is False. W is one
 matrix; Kimi Delta uses the product of two low-rank matrices. The output gate is SiLU for every setting of
 `decay`. The feed-forward block has GELU and no gate. At initialization, convolutions use almost only the
-present input, as in `memory/titans/neural.py`.
+present input, as in `memory/titans/neural.py`, and `negative_eigenvalues` has strengths near 1.76, not 1.
 """
 
 from __future__ import annotations
@@ -112,6 +112,10 @@ class GatedDeltaLayer(nn.Module):
         self.feed_forward = feed_forward(dim, hidden)
         with torch.no_grad():
             self.convolution.weight[1:] *= 0.2
+            if config.negative_eigenvalues:
+                # A write of strength 1 erases what its key has stored, and nothing is learned about it. One
+                # of strength 2 only flips its sign.
+                self.step_size.bias.fill_(2.0)
             if config.decay != "none":
                 self.forgetting.bias.copy_(draw_step_bias(len(self.forgetting.bias)))
 

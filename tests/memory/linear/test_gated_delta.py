@@ -80,6 +80,16 @@ def test_steps_go_up_to_two_where_eigenvalues_may_be_negative():
         torch.testing.assert_close(tokens.step, torch.full_like(tokens.step, max_step))
 
 
+def test_a_new_memory_with_negative_eigenvalues_flips_what_it_would_otherwise_erase():
+    torch.manual_seed(0)
+    for negative, low, high in ((False, 0.2, 0.8), (True, 1.3, 2.0)):
+        layer = GatedDeltaConfig(64, negative_eigenvalues=negative, householders=2).build().layers[0]
+        tokens, _, _ = layer.project_tokens(
+            torch.randn(2, 50, 64), layer.initial_state(2, torch.float32)["tail"], None
+        )
+        assert ((tokens.step > low) & (tokens.step < high)).all()
+
+
 @pytest.mark.parametrize("decay", ["head", "channel"])
 def test_decays_begin_as_the_published_code_has_them(decay):
     """Rates are below 16 and biases have a softplus between 0.001 and 0.1, one per head or channel."""
