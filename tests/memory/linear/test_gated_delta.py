@@ -82,12 +82,12 @@ def test_steps_go_up_to_two_where_eigenvalues_may_be_negative():
 
 def test_a_new_memory_with_negative_eigenvalues_flips_what_it_would_otherwise_erase():
     torch.manual_seed(0)
-    for negative, low, high in ((False, 0.2, 0.8), (True, 1.3, 2.0)):
+    for negative, low, high in ((False, 0.4, 0.6), (True, 1.6, 1.9)):
         layer = GatedDeltaConfig(64, negative_eigenvalues=negative, householders=2).build().layers[0]
         tokens, _, _ = layer.project_tokens(
             torch.randn(2, 50, 64), layer.initial_state(2, torch.float32)["tail"], None
         )
-        assert ((tokens.step > low) & (tokens.step < high)).all()
+        assert low < tokens.step.mean() < high
 
 
 @pytest.mark.parametrize("decay", ["head", "channel"])
