@@ -42,6 +42,8 @@ _READ_EPSILON = 1e-4
 class LightningConfig(MemoryConfig):
     """Configuration of `Lightning`. Raises ValueError on an invalid value."""
 
+    paper_values = "the published variant is not implemented"
+
     num_layers: int = 2
     """Number of layers, each with its own memory; later layers decay more slowly."""
     num_heads: int | None = None

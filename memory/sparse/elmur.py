@@ -75,6 +75,8 @@ _CHUNKS_AT_ONCE = 4  # chunks of a segment that are processed at once, with one 
 class ELMURConfig(MemoryConfig):
     """Configuration of `ELMUR`. Raises ValueError on an invalid value."""
 
+    paper_values = "the published variant is not implemented"
+
     chunk_size: int = 16
     """Steps per chunk; one slot of each layer is rewritten at the end of a chunk."""
     num_slots: int = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scrubjay.memory.contract.base import MemoryConfig
+from scrubjay.memory.contract.base import SAME_AS_PAPER, MemoryConfig
 from scrubjay.memory.linear.layers import LayeredMemory
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.xlstm.mlstm import MLSTMBlock
@@ -14,6 +14,8 @@ from scrubjay.memory.xlstm.slstm import SLSTMBlock
 @dataclass(frozen=True)
 class XLSTMConfig(MemoryConfig):
     """Configuration of `XLSTM`. Raises ValueError on an invalid value."""
+
+    paper_values = SAME_AS_PAPER
 
     blocks: str = "ms"
     """Blocks from the first to the last: a letter m for an mLSTM block, s for an sLSTM block. The paper's
