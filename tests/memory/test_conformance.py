@@ -60,7 +60,10 @@ SIZES = {
         {"dim": 8, "chunk_size": 1, "num_chunks": 3, "top_k": 1},
         {"chunk_size": 4, "num_chunks": 3, "top_k": 2, "num_layers": 2},
     ],
-    "lightning": [{"dim": 8, "num_heads": 2, "slopes": "geometric", "num_layers": 3}],
+    "lightning": [
+        {"dim": 8, "num_heads": 2, "slopes": "geometric", "num_layers": 3},
+        as_in_paper("lightning", dim=8, num_heads=2),
+    ],
     "moba": [{"chunk_size": 3, "num_chunks": 4, "top_k": 2}],
     "nsa": [
         {"chunk_size": 4, "num_chunks": 4, "top_k": 3, "num_layers": 2},
