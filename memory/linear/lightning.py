@@ -16,7 +16,8 @@ implementations, so the first head of each layer never decays. Outputs are norma
 over all heads (`joint_norm`), the head that never decays would dominate. `slopes="geometric"` replaces
 8 h / H by the slopes of the published models, 2^(-8 (h + 1) / H). Their time scales in the first layer reach
 from a few steps to 256 steps. Positions are left out unless `relative_positions` is True, because the decays
-encode distances. `make("lightning", paper=True)` has the slopes, the norm and the positions of the published models.
+encode distances. `make("lightning", paper=True)` has the slopes, the norm and the positions of the published
+models.
 
 Relative positions (LRPE, Qin et al. 2023, arXiv 2307.09270) are in the first layer. With a learned angle a_i
 for each channel i of keys and queries, the product q . k of the steps t and s becomes

@@ -35,6 +35,8 @@ SIZES = {
         {"dim": 8, "chunk_size": 1, "num_slots": 2},
         {"chunk_size": 4, "num_slots": 3, "blend": 0.8, "num_layers": 2},
         {"chunk_size": 3, "num_slots": 1},
+        as_in_paper("elmur", dim=8, chunk_size=3, num_slots=2, max_distance=9, num_layers=2),
+        as_in_paper("elmur", chunk_size=1, num_slots=1, max_distance=3),
     ],
     "ffm": [{"dim": 8, "trace_size": 1, "context_size": 1}, {"trace_size": 7, "context_size": 3}],
     "flow": [{"num_layers": 2, "num_heads": 2}],
