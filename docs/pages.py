@@ -1,7 +1,7 @@
 """Generated pages: one for each memory, policy and environment, the reference and the leaderboard.
 
-The content comes from the registries, the docstrings, `memory/README.md`, `experiments/bench/memories.md` and
-the JSON-lines files of results. A new memory gets its page automatically.
+The content comes from the registries, the docstrings, `memory/README.md`, `docs/papers.md`,
+`experiments/bench/memories.md` and the JSON-lines files of results. A new memory gets its page automatically.
 """
 
 from __future__ import annotations
@@ -176,6 +176,8 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
         _title(name),
         _facts(facts),
         *_about_and_sizes(kind),
+        _title("Differs from the paper in", "-"),
+        differences(name),
         _title("Influence of earlier inputs", "-"),
         REACH,
         image,
@@ -194,6 +196,19 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
         }
         parts += [_title("Results", "-"), _facts(facts_by_task), "All results: :doc:`../leaderboard`."]
     return "\n\n".join(parts)
+
+
+def differences(name: str) -> str:
+    """Return the section of a memory in `docs/papers.md` as reStructuredText."""
+    text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## `{name}`\n")[2].partition("\n## ")[0].strip()
+    about = "\n".join(line for line in section.splitlines() if not line.startswith("|"))
+    lines = [line.strip("| ").split("|") for line in section.splitlines() if line.startswith("| ")]
+    if not lines:
+        return about
+    rows = [[cell.strip() for cell in cells] for cells in lines if "---" not in cells[0]]
+    table = "\n".join("   * - " + "\n     - ".join(cells) for cells in rows)
+    return f"{about}\n\n.. list-table::\n   :header-rows: 1\n\n{table}"
 
 
 _COSTS = (

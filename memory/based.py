@@ -22,6 +22,8 @@ from scrubjay.memory.stack import Stack, StackConfig
 class BasedConfig(MemoryConfig):
     """Sizes of `Based`. Raises ValueError on an invalid size."""
 
+    paper_values = "the published stack also has layers of convolution"
+
     num_layers: int = 1
     """Number of pairs, each of one linear attention part and one window attention part."""
     num_heads: int | None = None

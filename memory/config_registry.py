@@ -68,13 +68,8 @@ class Registry(dict[str, type[Config]], Generic[Config]):
         Raises ValueError on an unknown name or field; the message then lists the known ones. Also raises
         ValueError if the value of an integer field is not an integer.
         """
-        if name not in self:
-            close = difflib.get_close_matches(name, self, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UnknownNameError(
-                f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}{hint}"
-            )
-        config_fields = dataclasses.fields(self[name])  # pyright: ignore[reportArgumentType]
+        config_class = self.find(name)
+        config_fields = dataclasses.fields(config_class)  # pyright: ignore[reportArgumentType]
         names = [field.name for field in config_fields]
         unknown = sorted(set(fields) - set(names))
         if unknown:
@@ -88,7 +83,17 @@ class Registry(dict[str, type[Config]], Generic[Config]):
             is_default = field.name not in fields or (value is None and field.type not in ("int", int))
             if is_size and not is_default and not isinstance(value, SupportsIndex):
                 raise ValueError(f"{self.kind} {name!r} has {field.name}={value!r}: must be an integer")
-        return self[name](**fields)
+        return config_class(**fields)
+
+    def find(self, name: str) -> type[Config]:
+        """Return the class of this name. Raises UnknownNameError with the known names if there is none."""
+        if name not in self:
+            close = difflib.get_close_matches(name, self, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UnknownNameError(
+                f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}{hint}"
+            )
+        return self[name]
 
     def name_of(self, config: Config) -> str:
         """Return the registered name of a config's class. Raises ValueError if there is none."""

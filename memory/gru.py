@@ -17,6 +17,8 @@ from scrubjay.memory.parts.flush import FlushPlan, cell_weights, expand_weights,
 class GRUConfig(MemoryConfig):
     """Sizes of `GRU`."""
 
+    paper_values = "in the paper, the reset gate acts before the recurrent matrix, here after it"
+
     def build(self) -> GRU:
         """Return a newly initialized GRU."""
         return GRU(self)

@@ -29,6 +29,10 @@ from scrubjay.memory.parts.window import WindowAttention, WindowOptions, resolve
 class GTrXLConfig(WindowOptions, MemoryConfig):
     """Sizes of `GTrXL`. Raises ValueError on an invalid size."""
 
+    paper_values = (
+        "in the paper, the context of a step depends on the borders of segments, which law 1 forbids"
+    )
+
     num_layers: int = 2
     """Number of layers, each with its own window."""
     num_heads: int | None = None

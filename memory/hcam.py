@@ -31,7 +31,16 @@ from torch import Tensor, nn
 
 from scrubjay.kernels import choose_chunks
 from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.memory.contract.base import Memory, MemoryConfig, Read, Recall, State, add_affixes, select_part
+from scrubjay.memory.contract.base import (
+    SAME_AS_PAPER,
+    Memory,
+    MemoryConfig,
+    Read,
+    Recall,
+    State,
+    add_affixes,
+    select_part,
+)
 from scrubjay.memory.contract.clock import Clock, shift_window
 from scrubjay.memory.contract.stepper import Stepper, load_fast_path
 from scrubjay.memory.parts.chunks import (
@@ -58,6 +67,8 @@ from scrubjay.memory.parts.window import (
 @dataclass(frozen=True)
 class HCAMConfig(WindowOptions, MemoryConfig):
     """Sizes of `HCAM`. Raises ValueError on an invalid size."""
+
+    paper_values = SAME_AS_PAPER
 
     chunk_size: int = 16
     """Steps per chunk."""

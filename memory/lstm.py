@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import SAME_AS_PAPER, Memory, MemoryConfig, State
 from scrubjay.memory.parts.flush import FlushPlan, cell_weights, expand_weights, flatten_into_buffer
 
 
 @dataclass(frozen=True)
 class LSTMConfig(MemoryConfig):
     """Sizes of `LSTM`."""
+
+    paper_values = SAME_AS_PAPER
 
     def build(self) -> LSTM:
         """Return a newly initialized LSTM."""

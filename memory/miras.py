@@ -33,6 +33,8 @@ from scrubjay.memory.titans.lmm import Titans, TitansConfig
 class MirasConfig(TitansConfig):
     """Base configuration of the Miras memories. Raises ValueError on an invalid value."""
 
+    paper_values = "the published variant is not implemented"
+
     hidden_ratio: int = 4
     """Width of the hidden layers of a head's network, in units of the head's width."""
 

@@ -14,6 +14,8 @@ from scrubjay.memory.parts.layers import feed_forward
 class NoMemoryConfig(MemoryConfig):
     """Sizes of `NoMemory`."""
 
+    paper_values = "it has no paper"
+
     def build(self) -> NoMemory:
         """Return a newly initialized feed-forward layer."""
         return NoMemory(self)

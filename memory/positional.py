@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import State
+from scrubjay.memory.contract.base import SAME_AS_PAPER, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.none import NoMemory, NoMemoryConfig
 from scrubjay.memory.parts.layers import sinusoids
@@ -25,6 +25,8 @@ from scrubjay.memory.parts.layers import sinusoids
 @dataclass(frozen=True)
 class PositionalConfig(NoMemoryConfig):
     """Sizes of `Positional`."""
+
+    paper_values = SAME_AS_PAPER
 
     def build(self) -> Positional:
         """Return a newly initialized layer with time inputs."""

@@ -61,20 +61,32 @@ def list_memories() -> list[str]:
     return _CONFIGS.names()
 
 
-def make_config(name: str, **fields: Any) -> MemoryConfig:
+def make_config(name: str, *, paper: bool = False, **fields: Any) -> MemoryConfig:
     """Return the config of a memory by name, with defaults for fields that are not passed.
 
-    Raises ValueError on an unknown name or field. The message lists the choices.
+    With `paper`, fields that are not passed have the values of the memory's paper where these differ from the
+    defaults. The page of each memory lists the differences.
+
+    Raises ValueError on an unknown name or field. The message lists the choices. Also raises ValueError if
+    `paper` is True and the memory cannot follow its paper. The message gives the reason.
     """
+    if paper:
+        values = _CONFIGS.find(name).paper_values
+        if isinstance(values, str):
+            raise ValueError(f"memory {name!r} has no variant with paper=True: {values}")
+        fields = {**values, **fields}
     return _CONFIGS.configure(name, **fields)
 
 
-def make(name: str, **fields: Any) -> Memory:
+def make(name: str, *, paper: bool = False, **fields: Any) -> Memory:
     """Build a memory by name: `make("hcam", dim=128, chunk_size=16)`.
 
-    Raises ValueError on an unknown name, field or size.
+    `make("gated_delta", paper=True, dim=128)` builds the memory with the values of its paper.
+
+    Raises ValueError on an unknown name, field or size, or if `paper` is True and the memory cannot follow
+    its paper.
     """
-    return make_config(name, **fields).build()
+    return make_config(name, paper=paper, **fields).build()
 
 
 def name_of(config: MemoryConfig) -> str:

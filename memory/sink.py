@@ -45,6 +45,10 @@ _MAX_FUSED_STEPS = 64
 class SinkConfig(MemoryConfig):
     """Sizes of `Sink`. Raises ValueError on an invalid size."""
 
+    paper_values = (
+        'the paper changes the cache of a trained language model; `memory.context.make("sinks")` does this'
+    )
+
     num_sinks: int = 4
     """Number of first steps of an episode that stay visible."""
     window: int = 64

@@ -32,6 +32,8 @@ class StackConfig(MemoryConfig):
     TypeError if a part is not a config.
     """
 
+    paper_values = "it has no paper; pass parts=(make_config(NAME, paper=True), ...) instead"
+
     parts: tuple[MemoryConfig, ...] = cast("tuple[MemoryConfig, ...]", None)
     """Memories in order, all with the width of the stack; by default `sink`, then `gru`."""
     residual: bool = True

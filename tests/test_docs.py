@@ -126,6 +126,16 @@ def test_the_table_of_memories_is_true():
         assert int(size.replace(",", "")) == memory.make(name, dim=64).state_bytes(1)
 
 
+def test_the_differences_from_the_papers_are_those_of_all_memories():
+    text = (ROOT / "docs" / "papers.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert list(sections) == memory.list_memories()
+    for name, section in sections.items():
+        values = type(memory.make_config(name)).paper_values
+        assert ("`paper=True` is refused" in section) is isinstance(values, str)
+        assert ("`paper=True` gives the defaults" in section) is (values == {})
+
+
 def test_ratios_of_speed_are_those_of_the_tables():
     """Ratios have one decimal. Ratios in brackets are from another machine without a table."""
     guide = ROOT / "docs" / "guide"

@@ -7,10 +7,12 @@ Nine laws follow from these rules. `memory/contract/check.py` lists and tests th
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +22,10 @@ from scrubjay.memory.contract.clock import last_marked
 from scrubjay.memory.contract.stepper import PlainStepper, Stepper, can_fold
 
 State = dict[str, Tensor]
+PaperValues = Mapping[str, object] | str
+"""Values of a config's fields as in a paper, or the reason why there are none."""
+SAME_AS_PAPER: PaperValues = {}
+"""`MemoryConfig.paper_values` of a memory whose defaults follow its paper."""
 
 _TRUSTED_PACKAGES = ("torch.nn.", "scrubjay.")
 """Packages whose layers are fully described by their weights."""
@@ -31,6 +37,11 @@ _MAX_SAFE_NORM = 1e12
 @dataclass(frozen=True)
 class MemoryConfig(ABC):
     """Base config of a memory; a subclass adds more sizes. Raises ValueError if `dim` is odd or below 8."""
+
+    paper_values: ClassVar[PaperValues] = "its config class states no values of a paper"
+    """Values of fields with which the memory follows its paper; empty if the defaults do. A string is the
+    reason why the memory has no such values. `make(name, paper=True)` uses the values or raises the
+    reason."""
 
     dim: int = 64
     """Width of inputs and outputs; even, at least 8."""
@@ -44,6 +55,12 @@ class MemoryConfig(ABC):
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    def check_above_zero(self, *names: str) -> None:
+        """Raise ValueError that names the first of these fields whose value is not finite or not above 0."""
+        for name in names:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: must be finite and above 0")
 
     @abstractmethod
     def build(self) -> Memory:

@@ -16,12 +16,13 @@ starts at 0.02, the authors' choice for small models.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import MemoryConfig
+from scrubjay.memory.contract.base import MemoryConfig, PaperValues
 from scrubjay.memory.linear.gated_delta import GatedDeltaConfig, GatedDeltaLayer
 from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens
 from scrubjay.memory.parts.window import count_heads
@@ -33,6 +34,8 @@ _CORRECTION = 0.02
 class CombaConfig(MemoryConfig):
     """Configuration of `Comba`. Raises ValueError on an invalid value."""
 
+    paper_values: ClassVar[PaperValues] = {"epsilon": 1e-5}
+
     num_layers: int = 1
     """Number of layers, each with its own memory."""
     num_heads: int | None = None
@@ -42,10 +45,13 @@ class CombaConfig(MemoryConfig):
     own input."""
     feed_forward_ratio: int = 2
     """Hidden width of the feed-forward block, in units of `dim`."""
+    epsilon: float = 1e-4
+    """Number that the output norm adds to the mean square of a head's outputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_positive("num_layers", "convolution", "feed_forward_ratio")
+        self.check_above_zero("epsilon")
         count_heads(self.dim, self.num_heads)
 
     def build(self) -> Comba:
@@ -67,6 +73,7 @@ class CombaLayer(GatedDeltaLayer):
                 convolution=config.convolution,
                 read_before_write=False,
                 feed_forward_ratio=config.feed_forward_ratio,
+                epsilon=config.epsilon,
             )
         )
         # Its sigmoid is the erasure; as in the published code.

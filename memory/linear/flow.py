@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from scrubjay.kernels import linear_memory
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.memory.contract.base import MemoryConfig, State
+from scrubjay.memory.contract.base import SAME_AS_PAPER, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.linear.layers import LayeredMemory
 from scrubjay.memory.parts.layers import feed_forward
@@ -47,6 +47,8 @@ _MARGIN = 1e-4
 @dataclass(frozen=True)
 class FlowConfig(MemoryConfig):
     """Configuration of `Flow`. Raises ValueError on an invalid size."""
+
+    paper_values = SAME_AS_PAPER
 
     num_layers: int = 1
     """Number of layers, each with its own memory."""

@@ -17,16 +17,19 @@ queries are then divided by their length. b is a sigmoid of the input, or twice 
 modulo any number above 1. For the input x, g = -exp(A) softplus(W x + d). A has one parameter per head, and d
 has one parameter per decay. The output of the memory is normalized, gated by the input and projected.
 
-Differences from the paper: a step reads before it writes unless `read_before_write` is False. W is one
-matrix; Kimi Delta uses the product of two low-rank matrices. The output gate is SiLU for every setting of
-`decay`. The feed-forward block has GELU and no gate. At initialization, convolutions use almost only the
-present input, as in `memory/titans/neural.py`, and `negative_eigenvalues` has strengths near 1.76, not 1.
+Differences from the paper: a step reads before it writes unless `read_before_write` is False. The output norm
+adds 1e-4 to the mean square instead of 1e-5 (`epsilon`), because outputs in the first steps of an episode are
+small and normalization must not amplify their rounding errors. `make("gated_delta", paper=True)` has the
+values of the paper and its code in both places. W is one matrix; Kimi Delta uses the product of two low-rank
+matrices. The output gate is SiLU for every setting of `decay`. The feed-forward block has GELU and no gate.
+At initialization, convolutions use almost only the present input, as in `memory/titans/neural.py`, and
+`negative_eigenvalues` has strengths near 1.76, not 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,18 +37,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step
-from scrubjay.memory.contract.base import MemoryConfig, State
+from scrubjay.memory.contract.base import MemoryConfig, PaperValues, State
 from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens, draw_step_bias
 from scrubjay.memory.parts.layers import ShortConvolution, feed_forward, normalize_vectors
 from scrubjay.memory.parts.window import count_heads
-
-# Outputs in the first steps of an episode are small; normalization must not amplify their rounding errors.
-_READ_EPSILON = 1e-4
 
 
 @dataclass(frozen=True)
 class GatedDeltaConfig(MemoryConfig):
     """Configuration of `GatedDelta`. Raises ValueError on an invalid value."""
+
+    paper_values: ClassVar[PaperValues] = {"read_before_write": False, "epsilon": 1e-5}
 
     num_layers: int = 1
     """Number of layers, each with its own memory."""
@@ -66,10 +68,13 @@ class GatedDeltaConfig(MemoryConfig):
     """Read the memory before (True) or after (False) the write of the same step."""
     feed_forward_ratio: int = 2
     """Hidden width of the feed-forward block, in units of `dim`."""
+    epsilon: float = 1e-4
+    """Number that the output norm adds to the mean square of a head's outputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_positive("num_layers", "householders", "convolution", "feed_forward_ratio")
+        self.check_above_zero("epsilon")
         if self.decay not in ("head", "channel", "none"):
             raise ValueError(f"decay={self.decay!r}; choose from head, channel, none")
         count_heads(self.dim, self.num_heads)
@@ -106,7 +111,7 @@ class GatedDeltaLayer(nn.Module):
             self.forgetting = nn.Linear(dim, self.heads if config.decay == "head" else dim)
             # As in the published code: rates up to 16, times 0.001 to 0.1.
             self.rate = nn.Parameter(torch.empty(self.heads).uniform_(0.01, 16).log())
-        self.out_norm = nn.RMSNorm(self.width, eps=_READ_EPSILON)
+        self.out_norm = nn.RMSNorm(self.width, eps=config.epsilon)
         self.output_gate = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         self.feed_forward = feed_forward(dim, hidden)

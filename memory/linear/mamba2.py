@@ -14,12 +14,14 @@ matrices.
 Differences from the published code: the norm's epsilon is 1e-4 instead of 1e-5, because outputs in the first
 steps of an episode are small, and normalization must not amplify their rounding errors. At initialization,
 convolutions use almost only the present input. `state_size` is 32 by default instead of 128, and heads are at
-most 32 wide instead of 64, so that the state of a small policy is small.
+most 32 wide instead of 64, so that the state of a small policy is small. `make("mamba2", paper=True)` has the
+published epsilon and `state_size`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,13 +29,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step
-from scrubjay.memory.contract.base import MemoryConfig, State
+from scrubjay.memory.contract.base import MemoryConfig, PaperValues, State
 from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens, draw_step_bias
 from scrubjay.memory.parts.layers import ShortConvolution
 from scrubjay.memory.parts.window import count_heads
 
 _WIDEST_HEAD = 32
-_READ_EPSILON = 1e-4
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,17 @@ class StateSpaceConfig(MemoryConfig):
 class Mamba2Config(StateSpaceConfig):
     """Configuration of `Mamba2`. Raises ValueError on an invalid value."""
 
+    paper_values: ClassVar[PaperValues] = {"state_size": 128, "epsilon": 1e-5}
+
     convolution: int = 4
     """Number of steps in the causal convolution. With 1, a step uses only its own input."""
+    epsilon: float = 1e-4
+    """Number that the output norm adds to the mean square of a step's outputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_positive("convolution")
+        self.check_above_zero("epsilon")
 
     def build(self) -> Mamba2:
         """Return a newly initialized memory."""
@@ -99,7 +105,7 @@ class Mamba2Layer(nn.Module):
         self.step_bias = nn.Parameter(draw_step_bias(self.heads))
         self.rate = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.skip = nn.Parameter(torch.ones(self.heads))
-        self.out_norm = nn.RMSNorm(self.inner, eps=_READ_EPSILON)
+        self.out_norm = nn.RMSNorm(self.inner, eps=config.epsilon)
         self.out = nn.Linear(self.inner, config.dim, bias=False)
         with torch.no_grad():
             self.convolution.weight[1:] *= 0.2

@@ -19,13 +19,14 @@ step t gives to it. Step t reads the matrix before its own write, which is added
 Differences from the published code: a layer ends with the feed-forward block of `gated_delta`. The paper
 alternates such layers with gated feed-forward blocks. `state_size` is 32 by default instead of 128, and heads
 are at most 32 wide instead of 64, so that the state of a small policy is small.
+`make("mamba3", paper=True)` has the published `state_size`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step, scan
-from scrubjay.memory.contract.base import State
+from scrubjay.memory.contract.base import PaperValues, State
 from scrubjay.memory.linear.layers import LayeredMemory, draw_step_bias
 from scrubjay.memory.linear.mamba2 import StateSpaceConfig
 from scrubjay.memory.parts.layers import feed_forward
@@ -45,6 +46,8 @@ _LEAST_RATE = 1e-4
 @dataclass(frozen=True)
 class Mamba3Config(StateSpaceConfig):
     """Configuration of `Mamba3`. Raises ValueError on an invalid value."""
+
+    paper_values: ClassVar[PaperValues] = {"state_size": 128}
 
     feed_forward_ratio: int = 2
     """Hidden width of the feed-forward block, in units of `dim`."""

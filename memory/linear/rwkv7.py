@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step
-from scrubjay.memory.contract.base import MemoryConfig, State
+from scrubjay.memory.contract.base import SAME_AS_PAPER, MemoryConfig, State
 from scrubjay.memory.linear.layers import LayeredMemory
 from scrubjay.memory.parts.layers import normalize_vectors
 from scrubjay.memory.parts.window import count_heads
@@ -42,6 +42,8 @@ _SHIFTS = ("receptance", "decay", "key", "value", "rate", "gate")
 @dataclass(frozen=True)
 class RWKV7Config(MemoryConfig):
     """Configuration of `RWKV7`. Raises ValueError on an invalid value."""
+
+    paper_values = SAME_AS_PAPER
 
     num_layers: int = 1
     """Number of layers, each with its own memory."""

@@ -7,23 +7,26 @@ dot is a different linear function of the input. t is the number of the step in 
 and s are the state, with a K_w and a V_w for each of r frequencies w from -pi to pi. y is the output:
 
     K_w = (1 - g) K_w + g k cos(w t),    V_w = (1 - b) V_w + b v cos(w t),    s = (1 - g) s + g k,
-    y = sum_w V_w (K_w . q) / (2 r s . q + 1e-3).
+    y = sum_w V_w (K_w . q) / (2 r s . q + e),
+
+where e is `epsilon`.
 
 Each sublayer comes after a layer norm and before a gate, as in `memory/gtrxl.py`.
 
 Differences from the published code: t restarts at each `start`. The published code never resets t, so its
 outputs depend on the length of earlier episodes. A frequency and its negative share one channel, because
 their cosines are equal. The published r = 2 therefore needs one channel, whose sign alternates. Cosines are
-computed from integers modulo their period 2 (r - 1), so they stay exact after a million steps. The
-denominator adds 1e-3 instead of 1e-5. With 1e-5, rounding errors would dominate the gradients where queries
-barely match a key. This module is one layer. The published models have four layers, which `stack` provides.
+computed from integers modulo their period 2 (r - 1), so they stay exact after a million steps. e is 1e-3
+instead of 1e-5. With 1e-5, rounding errors dominate the gradients where queries barely match a key.
+`make("agalite", paper=True)` uses 1e-5. This module is one layer. The published models have four layers,
+which `stack` provides.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,13 +34,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels import scan
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import Memory, MemoryConfig, PaperValues, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.gate import Gate
 from scrubjay.memory.parts.window import resolve_heads
 
-# Outputs are small where a query matches no key; the division must not amplify their rounding errors.
-_EPSILON = 1e-3
 # Bounds the state size: no parameter grows with the number of frequencies, so no other check limits it.
 _MOST_FREQUENCIES = 1024
 
@@ -45,6 +46,8 @@ _MOST_FREQUENCIES = 1024
 @dataclass(frozen=True)
 class AGaLiTeConfig(MemoryConfig):
     """Configuration of `AGaLiTe`. Raises ValueError on an invalid value."""
+
+    paper_values: ClassVar[PaperValues] = {"epsilon": 1e-5}
 
     num_heads: int | None = None
     """Attention heads. The number must divide `dim`. Default: the largest divisor of `dim` up to 4."""
@@ -56,11 +59,15 @@ class AGaLiTeConfig(MemoryConfig):
     """Hidden width of the feed-forward block, in units of `dim`."""
     gate_bias: float = 2.0
     """Initial bias of the gates. With a larger bias, a new layer is closer to the identity."""
+    epsilon: float = 1e-3
+    """Number in the denominator of the output. Outputs are small where a query matches no key, and a smaller
+    number amplifies their rounding errors more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         resolve_heads(self.dim, self.num_heads)
         self.check_positive("num_features", "num_frequencies", "feed_forward_ratio")
+        self.check_above_zero("epsilon")
         if self.num_frequencies > _MOST_FREQUENCIES:
             raise ValueError(f"num_frequencies={self.num_frequencies}: must be at most {_MOST_FREQUENCIES}")
         if not math.isfinite(self.gate_bias):
@@ -97,6 +104,7 @@ class AGaLiTe(Memory):
         dim, hidden = config.dim, config.feed_forward_ratio * config.dim
         self.heads, self.features = resolve_heads(dim, config.num_heads), config.num_features
         self.width, self.frequencies = dim // self.heads, config.num_frequencies
+        self.epsilon = config.epsilon
         # Absolute frequencies in units of pi / halves: a single frequency is -pi, and the middle one may be
         # 0.
         self.halves = max(1, self.frequencies - 1)
@@ -164,7 +172,7 @@ class AGaLiTe(Memory):
     def _read(self, keys: Tensor, values: Tensor, update: AGaLiTeUpdate) -> Float[Tensor, "*batch dim"]:
         scores = (keys * update.query).sum(-1, keepdim=True)
         weights = scores[..., 1:, :, :] * self.counts[:, None, None]
-        y = (values * weights).sum(-3) / (2 * self.frequencies * scores[..., 0, :, :] + _EPSILON)
+        y = (values * weights).sum(-3) / (2 * self.frequencies * scores[..., 0, :, :] + self.epsilon)
         return y.flatten(-2)
 
     def _finish(self, x: Tensor, read: Tensor) -> Tensor:

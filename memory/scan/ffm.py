@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.memory.contract.base import MemoryConfig
+from scrubjay.memory.contract.base import SAME_AS_PAPER, MemoryConfig
 from scrubjay.memory.scan.recurrence import ScanMemory, ScanUpdate
 
 FASTEST = math.log(torch.finfo(torch.float64).max) / 1024 - 0.01
@@ -38,6 +38,8 @@ _FINAL_FRACTION = 0.01
 @dataclass(frozen=True)
 class FFMConfig(MemoryConfig):
     """Configuration of `FFM`. Raises ValueError on an invalid size."""
+
+    paper_values = SAME_AS_PAPER
 
     trace_size: int | None = None
     """Number of traces, each with its own decay rate; by default an eighth of `dim`, at least 2."""

@@ -12,27 +12,29 @@ layer is its input before the norm plus `A GELU(y) σ(A' GELU(y))`, as in the pu
 
 Differences from the published code: the ring has radii .9 to .999, the paper's choice for long sequences.
 With these radii, the state retains the first steps of an episode. The published default is the whole disk,
-`min_modulus=0, max_modulus=1`.
+`min_modulus=0, max_modulus=1`, as in `make("lru", paper=True)`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.memory.contract.base import MemoryConfig
+from scrubjay.memory.contract.base import MemoryConfig, PaperValues
 from scrubjay.memory.scan.recurrence import ScanMemory, ScanUpdate
 
 
 @dataclass(frozen=True)
 class LRUConfig(MemoryConfig):
     """Configuration of `LRU`. Raises ValueError on an invalid value."""
+
+    paper_values: ClassVar[PaperValues] = {"min_modulus": 0.0, "max_modulus": 1.0}
 
     num_channels: int | None = None
     """Complex channels of the state; by default half of `dim`, so that the state is as large as an input."""

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import MemoryConfig
+from scrubjay.memory.contract.base import SAME_AS_PAPER, MemoryConfig
 from scrubjay.memory.scan.recurrence import ScanMemory, ScanUpdate
 
 
 @dataclass(frozen=True)
 class MinGRUConfig(MemoryConfig):
     """Configuration of `MinGRU`."""
+
+    paper_values = SAME_AS_PAPER
 
     def build(self) -> MinGRU:
         """Return a newly initialized memory."""

@@ -52,6 +52,8 @@ _EPSILON = 1e-5
 class SHMConfig(MemoryConfig):
     """Configuration of `SHM`. Raises ValueError on an invalid size."""
 
+    paper_values = "the paper draws rows of the table at random, so a repeated step differs (law 1)"
+
     memory_size: int = 16
     """Size of the square matrix: number of its rows and of its columns."""
     table_size: int = 128

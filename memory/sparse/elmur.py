@@ -14,7 +14,7 @@ holds its last chunk with weight `blend` and earlier chunks with decreasing weig
 chunks stay forever.
 
 The authors' code is public (CognitiveAISystems/RATE, `offline_rl_baselines/ELMUR`). It differs from this
-module:
+module by default. `make("elmur", paper=True)` sets `follow_paper`, which takes these parts from the code:
 
 =====================  ========================================  ==========================================
 part                   authors' code                             this module
@@ -23,28 +23,30 @@ unwritten slots        steps read them                           never read; the
 first write of a slot  blended with the initial content          replaces the initial content
 attention of writing   bias by the distance in time              bias by the place of a step in its chunk
 slots at the start     random                                    zero
+norms                  after residual connections                before sublayers
 =====================  ========================================  ==========================================
 
-Steps read no unwritten slot here because of law 7: an empty store reads zero.
+Steps read no unwritten slot by default because of law 7: an empty store reads zero. With `follow_paper`, law
+7 does not apply. The initial contents of slots are drawn once for a memory and saved with its weights. The
+authors' code draws them for each episode, so the same episode would give other outputs (law 2).
 
-These are also choices of this module: blocks are pre-norm, as in all memories of this package. The new
+These are also choices of the default: blocks are pre-norm, as in all memories of this package. The new
 content of a slot is normalized as well, so that slots do not grow without bound. Each head has one learned
-bias for each range of distances in steps: 0 to 1, 2 to 3, 4 to 7 and so on; the paper clips distances. A
-learned vector is added to the query of a slot, since empty slots are zero. Gradients flow into slots, back to
-the start of a segment. Positions inside a chunk are rotary.
+bias for each range of distances in steps: 0 to 1, 2 to 3, 4 to 7 and so on; the paper clips distances, as
+`follow_paper` does. A learned vector is added to the query of a slot, since empty slots are zero. In both
+variants, gradients flow into slots, back to the start of a segment, and positions inside a chunk are rotary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.memory.contract.base import Memory, MemoryConfig, Read, Recall, State, add_affixes, select_part
+from scrubjay.memory.contract.base import Memory, PaperValues, Read, Recall, State, add_affixes, select_part
 from scrubjay.memory.contract.clock import Clock, shift_window
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.elmur import ELMURStepper
@@ -57,52 +59,21 @@ from scrubjay.memory.parts.chunks import (
     visited_slots,
     zero_slots,
 )
-from scrubjay.memory.parts.layers import feed_forward
-from scrubjay.memory.parts.window import resolve_heads
-from scrubjay.memory.sparse.local_chunk import (
-    ChunkTokens,
-    OwnChunkAttention,
-    attend_own_chunk,
-    projections,
-    score_own_chunk,
-)
+from scrubjay.memory.sparse.local_chunk import ChunkTokens, score_own_chunk
+from scrubjay.memory.sparse.slot_layer import PaperSlotLayer, SlotConfig, SlotLayer, Slots
 
-_BUCKETS = 32  # number of distance buckets, at powers of two
 _CHUNKS_AT_ONCE = 4  # chunks of a segment that are processed at once, with one table of slots
 
 
 @dataclass(frozen=True)
-class ELMURConfig(MemoryConfig):
+class ELMURConfig(SlotConfig):
     """Configuration of `ELMUR`. Raises ValueError on an invalid value."""
 
-    chunk_size: int = 16
-    """Steps per chunk; one slot of each layer is rewritten at the end of a chunk."""
-    num_slots: int = 16
-    """Number of slots per layer."""
-    blend: float = 0.5
-    """Weight of the new content when a filled slot is rewritten, from 0 to 1."""
-    num_layers: int = 1
-    """Number of layers, each with its own slots."""
-    num_heads: int | None = None
-    """Attention heads; by default the largest divisor of `dim` up to 4."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_positive("chunk_size", "num_slots", "num_layers")
-        if not 0 <= self.blend <= 1:
-            raise ValueError(f"blend={self.blend}: must be from 0 to 1")
-        resolve_heads(self.dim, self.num_heads)
+    paper_values: ClassVar[PaperValues] = {"follow_paper": True}
 
     def build(self) -> ELMUR:
         """Return a freshly initialized memory."""
         return ELMUR(self)
-
-
-class Slots(NamedTuple):
-    """Contents of slots, and the episode step at which each slot was last written; negative if empty."""
-
-    content: Float[Tensor, "batch slots dim"]
-    write_steps: Int[Tensor, "batch slots"]
 
 
 class ELMUR(Memory):
@@ -122,12 +93,18 @@ class ELMUR(Memory):
     def __init__(self, config: ELMURConfig) -> None:
         super().__init__(config)
         self.chunk_size, self.num_slots = config.chunk_size, config.num_slots
-        layers = nn.ModuleList(_ELMURLayer(config) for _ in range(config.num_layers))
-        self.layers = cast("list[_ELMURLayer]", layers)
-        self.no_gradient = _unused_parameters(config)
+        layer_class = PaperSlotLayer if config.follow_paper else SlotLayer
+        layers = nn.ModuleList(layer_class(config) for _ in range(config.num_layers))
+        self.layers = cast("list[SlotLayer]", layers)
+        self.retrieves = not config.follow_paper
+        self.no_gradient = tuple(
+            f"layers.{layer}.{name}"
+            for layer in range(config.num_layers)
+            for name in layer_class.unused_parameters(config)
+        )
 
     def initial_state(self, batch_size: int) -> State:
-        """Return empty slots."""
+        """Return empty slots, or their initial content with `follow_paper`."""
         recent = (self.chunk_size, self.dim)
         shapes = {
             "slots": (self.num_slots, self.dim),
@@ -135,7 +112,11 @@ class ELMUR(Memory):
             "recent_values": recent,
             "recent": recent,
         }
-        return build_empty_state(self, batch_size, len(self.layers), shapes)
+        state = build_empty_state(self, batch_size, len(self.layers), shapes)
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, PaperSlotLayer):
+                state[f"slots_{index}"] = self._initial_slots(layer, batch_size).clone()
+        return state
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
         """Return the attention output of queries `x` over the slots, summed over layers.
@@ -146,7 +127,7 @@ class ELMUR(Memory):
         write_steps = self.last_write_steps(time // self.chunk_size)
         total = torch.zeros_like(x)
         for index, layer in enumerate(self.layers):
-            slots = Slots(zero_slots(state[f"slots_{index}"], write_steps >= 0), write_steps)
+            slots = self._slots(state[f"slots_{index}"], write_steps)
             total = total + layer.read(x, time[:, None].expand(-1, x.shape[1]), slots)
         return total
 
@@ -168,7 +149,7 @@ class ELMUR(Memory):
         for index, layer in enumerate(self.layers):
             own = select_part(state, suffix=f"_{index}")
             tokens, keys, values, slots = self._project_step(layer, y, own, time)
-            y = y + layer.attend(tokens.query, keys, values, place)
+            y = layer.attend(y, tokens.query, keys, values, place)
             y = layer.finish(y, time[:, None], slots)
             steps = torch.cat([zero_slots(own["recent"], is_visited)[:, 1:], y.to(self.state_dtype)], dim=1)
             content = layer.rewrite_slot(slots, steps, chunks, completes) if everywhere else slots.content
@@ -183,14 +164,14 @@ class ELMUR(Memory):
 
     def stepper(self, state: State) -> Stepper:
         """Return a `Stepper` that continues from `state` and updates its own buffers in place."""
-        if not self.can_use_stepper(ELMUR, state):
+        if not self.retrieves or not self.can_use_stepper(ELMUR, state):
             return super().stepper(state)
         return ELMURStepper(
             self.layers, self.blank_unwritten(state), self.chunk_size, self.last_write_steps, Slots
         )
 
     def _project_step(
-        self, layer: _ELMURLayer, y: Float[Tensor, "batch 1 dim"], own: State, time: Int[Tensor, " batch"]
+        self, layer: SlotLayer, y: Float[Tensor, "batch 1 dim"], own: State, time: Int[Tensor, " batch"]
     ) -> tuple[ChunkTokens, Tensor, Tensor, Slots]:
         """Return the query, key and value of one step, the recent keys and values, and the slots."""
         is_visited = visited_slots(time, self.chunk_size)
@@ -200,7 +181,20 @@ class ELMUR(Memory):
             torch.cat([zero_slots(own[f"recent_{name}"], is_visited), new.flatten(2)], dim=1)
             for name, new in (("keys", tokens.key), ("values", tokens.value))
         )
-        return tokens, keys, values, Slots(zero_slots(own["slots"], write_steps >= 0), write_steps)
+        return tokens, keys, values, self._slots(own["slots"], write_steps)
+
+    def _slots(
+        self, content: Float[Tensor, "batch slots dim"], write_steps: Int[Tensor, "batch slots"]
+    ) -> Slots:
+        """Return the slots, with zeros in unwritten ones unless these have an initial content."""
+        return Slots(zero_slots(content, write_steps >= 0) if self.retrieves else content, write_steps)
+
+    def _initial_slots(self, layer: SlotLayer, batch_size: int) -> Float[Tensor, "batch slots dim"]:
+        """Return the contents of all slots before the first write."""
+        if isinstance(layer, PaperSlotLayer):
+            return layer.initial_slots.to(self.state_dtype).expand(batch_size, -1, -1)
+        shape = batch_size, self.num_slots, self.dim
+        return torch.zeros(shape, dtype=self.state_dtype, device=self.device)
 
     @torch.no_grad()
     def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall:
@@ -212,14 +206,14 @@ class ELMUR(Memory):
         time, y = state["time"], x[:, None]
         place, size = time % self.chunk_size, self.chunk_size
         steps = self.last_write_steps(time // size)[..., None] + torch.arange(1 - size, 1, device=time.device)
-        is_rewritten = steps[..., -1] >= self.num_slots * size
+        is_rewritten = steps[..., -1] >= (self.num_slots * size if self.retrieves else 0)
         reads = {}
         for index, layer in enumerate(self.layers):
             own = select_part(state, suffix=f"_{index}")
             tokens, keys, values, slots = self._project_step(layer, y, own, time)
             near = torch.softmax(score_own_chunk(tokens.query[:, 0], keys, place), dim=-1).mean(1)
             reads[f"own chunk, layer {index}"] = Read.from_weights(last_steps(time, size), near)
-            y = y + layer.attend(tokens.query, keys, values, place[:, None])
+            y = layer.attend(y, tokens.query, keys, values, place[:, None])
             far = layer.weigh(y, time[:, None], layer.normalize_slots(slots))[:, :, 0].mean(1)
             far = torch.where(is_rewritten, layer.blend * far, far)[..., None].expand(-1, -1, size) / size
             reads[f"slots, layer {index}"] = Read.from_weights(steps.clamp(min=-1), far)
@@ -247,7 +241,7 @@ class ELMUR(Memory):
             tokens = layer.project(x, place, self.state_dtype)
             new = {"recent_keys": tokens.key.flatten(2), "recent_values": tokens.value.flatten(2)}
             keys, values = (torch.cat([own[name], new[name]], dim=1) for name in new)
-            x = x + layer.attend(tokens.query, keys, values, place)
+            x = layer.attend(x, tokens.query, keys, values, place)
             before = torch.cat([own["recent"], x.to(self.state_dtype)], dim=1)
             table = self._table(layer, slot_schedule, before, own["slots"])
             x = layer.finish(x, clock.step, table, slot_schedule.readable)
@@ -280,18 +274,18 @@ class ELMUR(Memory):
 
     def _table(
         self,
-        layer: _ELMURLayer,
+        layer: SlotLayer,
         slot_schedule: _SlotSchedule,
         before: Float[Tensor, "batch chunk_and_time dim"],
         slots: Float[Tensor, "batch slots dim"],
     ) -> Slots:
         """Return all versions of the slots (see `_SlotSchedule`), concatenated."""
         size = self.chunk_size
-        empty = torch.zeros_like(slots)
+        empty = self._initial_slots(layer, len(slots)).to(slots.dtype)
         versions = [empty, slots]
         for index in range(slot_schedule.steps.shape[1]):
             chunk = slot_schedule.chunk[:, index]
-            content = torch.where((chunk == 0)[:, None, None], 0, versions[-1])
+            content = torch.where((chunk == 0)[:, None, None], empty, versions[-1])
             current = Slots(content, self.last_write_steps(chunk))
             steps = take(before, slot_schedule.steps[:, index])
             time = chunk[:, None] * size + torch.arange(size, device=chunk.device)
@@ -307,11 +301,13 @@ class ELMUR(Memory):
             return state
         time = state["time"]
         is_visited = visited_slots(time, self.chunk_size)
-        is_filled = self.last_write_steps(time // self.chunk_size) >= 0
+        last = self.last_write_steps(time // self.chunk_size)
         return {
             name: value
             if name == "time"
-            else zero_slots(value, is_filled if name.startswith("slots") else is_visited)
+            else self._slots(value, last).content
+            if name.startswith("slots")
+            else zero_slots(value, is_visited)
             for name, value in state.items()
         }
 
@@ -347,116 +343,3 @@ class _SlotSchedule(NamedTuple):
         """Return the slots that the state after the part contains."""
         versions = table.unflatten(1, (-1, slots))
         return take(versions, self.final[:, None])[:, 0]
-
-
-class _ELMURLayer(OwnChunkAttention):
-    """Layer that attends to the query's own chunk and to slots, and rewrites a slot at the end of a chunk."""
-
-    edges: Tensor
-
-    def __init__(self, config: ELMURConfig) -> None:
-        super().__init__(config.dim, config.num_heads, config.chunk_size)
-        dim = config.dim
-        self.blend, self.num_slots = config.blend, config.num_slots
-        self.read_norm, self.slot_norm, self.step_norm = (nn.LayerNorm(dim) for _ in range(3))
-        self.read_query, self.read_key, self.read_value, self.read_out = projections(dim)
-        self.read_bias = nn.Parameter(torch.zeros(self.heads, _BUCKETS))
-        self.feed_forward = feed_forward(dim, 2 * dim)
-        self.asker = nn.Parameter(torch.randn(dim))
-        self.write_norm = nn.LayerNorm(dim)
-        self.write_query, self.write_key, self.write_value, self.write_out = projections(dim)
-        self.write_bias = nn.Parameter(torch.zeros(self.heads, config.chunk_size))
-        self.write_feed_forward = feed_forward(dim, 2 * dim)
-        self.written_norm = nn.LayerNorm(dim)
-        self.register_buffer("edges", 2 ** torch.arange(1, _BUCKETS), persistent=False)
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, place: Tensor) -> Tensor:
-        """Return the attention output of steps over their own chunks."""
-        read, _ = attend_own_chunk(query, keys, values, place, self.chunk_size)
-        return self.out(read.flatten(2).to(self.out.weight.dtype))
-
-    def read(
-        self,
-        x: Float[Tensor, "batch time dim"],
-        time: Int[Tensor, "batch time"],
-        slots: Slots,
-        readable: Bool[Tensor, "batch time slots"] | None = None,
-    ) -> Float[Tensor, "batch time dim"]:
-        """Return the attention output of inputs over filled slots. A mask `readable` restricts the slots."""
-        slots = self.normalize_slots(slots)
-        value = self._heads(self.read_value(slots.content))
-        weights = self.weigh(x, time, slots, readable).to(value.dtype)
-        return self.read_out((weights @ value).transpose(1, 2).flatten(2))
-
-    def normalize_slots(self, slots: Slots) -> Slots:
-        """Return the slots with normalized contents."""
-        return Slots(self.slot_norm(slots.content.to(self.read_out.weight.dtype)), slots.write_steps)
-
-    def weigh(
-        self,
-        x: Float[Tensor, "batch time dim"],
-        time: Int[Tensor, "batch time"],
-        slots: Slots,
-        readable: Bool[Tensor, "batch time slots"] | None = None,
-    ) -> Float[Tensor, "batch heads time slots"]:
-        """Return the attention weights that `read` uses. `slots` is the output of `normalize_slots`."""
-        query = self._heads(self.read_query(self.read_norm(x)))
-        key = self._heads(self.read_key(slots.content))
-        scores = query @ key.mT * query.shape[-1] ** -0.5
-        distance = time[:, :, None] - slots.write_steps[:, None]
-        bucket = torch.bucketize(distance.clamp(min=0), self.edges, right=True)
-        # The backward pass of indexing would take three times as long.
-        bias = self.read_bias.gather(1, bucket.flatten().expand(self.heads, -1))
-        scores = scores + bias.unflatten(1, bucket.shape).transpose(0, 1).to(scores.dtype)
-        mask = (slots.write_steps >= 0)[:, None]
-        mask = mask if readable is None else mask & readable
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return softmax_or_zero(scores.masked_fill(~mask[:, None], float("-inf")))
-
-    def finish(
-        self, x: Tensor, time: Tensor, slots: Slots, readable: Bool[Tensor, "batch time slots"] | None = None
-    ) -> Float[Tensor, "batch time dim"]:
-        """Return the layer outputs of steps that have already attended to their own chunks."""
-        x = x + self.read(x, time, slots, readable)
-        return x + self.feed_forward(x)
-
-    def rewrite_slot(
-        self,
-        slots: Slots,
-        steps: Float[Tensor, "batch chunk_size dim"],
-        chunk: Int[Tensor, " batch"],
-        where: Bool[Tensor, " batch"],
-    ) -> Float[Tensor, "batch slots dim"]:
-        """Return the slots after the end of a chunk. One slot is rewritten in rows where `where` is True."""
-        is_target = torch.arange(self.num_slots, device=chunk.device) == (chunk % self.num_slots)[:, None]
-        old = (slots.content * is_target[..., None]).sum(dim=1)
-        dtype = self.write_out.weight.dtype
-        full = (chunk >= self.num_slots)[:, None]
-        slot_input = old.to(dtype)
-        steps = self.step_norm(steps.to(dtype))
-        query = self._heads(self.write_query(self.write_norm(slot_input + self.asker))[:, None])
-        key, value = self._heads(self.write_key(steps)), self._heads(self.write_value(steps))
-        scores = query @ key.mT * query.shape[-1] ** -0.5 + self.write_bias[:, None]
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        read = torch.softmax(scores, dim=-1, dtype=dtype).to(value.dtype) @ value
-        new = slot_input + self.write_out(read.transpose(1, 2).flatten(2)[:, 0])
-        new = self.written_norm(new + self.write_feed_forward(new)).to(old.dtype)
-        new = torch.where(full, self.blend * new + (1 - self.blend) * old, new)
-        return torch.where((is_target & where[:, None])[..., None], new[:, None], slots.content)
-
-    def _heads(self, x: Float[Tensor, "batch items dim"]) -> Float[Tensor, "batch heads items width"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-def _unused_parameters(config: ELMURConfig) -> tuple[str, ...]:
-    """Return the names of parameters that never get a gradient.
-
-    A softmax over one slot or one step is always 1, so parameters that only affect its scores have no effect.
-    """
-    names = []
-    if config.num_slots == 1:
-        names += ["read_norm.weight", "read_norm.bias", "read_query.weight", "read_key.weight", "read_bias"]
-    if config.chunk_size == 1:
-        names += ["query.weight", "key.weight", "write_query.weight", "write_key.weight", "write_bias"]
-        names += ["write_norm.weight", "write_norm.bias", "asker"]
-    return tuple(f"layers.{layer}.{name}" for layer in range(config.num_layers) for name in names)

@@ -28,6 +28,8 @@ from scrubjay.memory.sparse.chunked import ChunkedConfig, ChunkedLayer, ChunkedM
 class LandmarkConfig(ChunkedConfig):
     """Configuration of `Landmark`."""
 
+    paper_values = "in the paper, a landmark also attends to earlier landmarks, which the state does not hold"
+
     def build(self) -> Landmark:
         """Return a freshly initialized memory."""
         return Landmark(self)

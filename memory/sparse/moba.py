@@ -22,6 +22,8 @@ from scrubjay.memory.sparse.chunked import ChunkedConfig, ChunkedLayer, ChunkedM
 class MoBAConfig(ChunkedConfig):
     """Configuration of `MoBA`."""
 
+    paper_values = "in the paper, top_k also counts the chunk of the query, and positions are absolute"
+
     def build(self) -> MoBA:
         """Return a freshly initialized memory."""
         return MoBA(self)

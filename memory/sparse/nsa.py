@@ -39,6 +39,8 @@ _STREAMS = 3
 class NSAConfig(ChunkedConfig):
     """Configuration of `NSA`."""
 
+    paper_values = "in the paper, each stream has its own keys and values, and blocks overlap"
+
     def build(self) -> NSA:
         """Return a freshly initialized memory."""
         return NSA(self)

@@ -55,6 +55,10 @@ _STEPS_AT_ONCE = 128  # steps of a segment scored at once, with all stored steps
 class RoutingConfig(MemoryConfig):
     """Configuration of `Routing`. Raises ValueError on an invalid size."""
 
+    paper_values = (
+        "in the paper, a centroid selects tokens from the whole sequence, later ones included (law 3)"
+    )
+
     num_centroids: int = 8
     """Number of centroids per layer."""
     capacity: int = 16

@@ -28,6 +28,8 @@ from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
 class TitansConfig(NeuralMemoryConfig):
     """Configuration of `Titans`. Raises ValueError on an invalid value."""
 
+    paper_values = "the published variant is not implemented"
+
     num_layers: int = 1
     """Number of layers, each with its own memory."""
     feed_forward_ratio: int = 2

@@ -70,6 +70,8 @@ _WEIGHTS: tuple[str, ...] = (
 class TitansMACConfig(TitansConfig):
     """Configuration of `TitansMAC`. Raises ValueError on an invalid value."""
 
+    paper_values = "in the paper, a step recalls after the write of later steps of its segment (law 3)"
+
     convolution: int = 1
     """Always 1 (no convolution), because attention already mixes steps before the memory."""
     read_before_write: bool = False

@@ -36,6 +36,8 @@ _MAX_SEGMENT = 1024
 class WindowedTitansConfig(TitansConfig):
     """Base configuration of Titans with window attention. Raises ValueError on an invalid value."""
 
+    paper_values = "in the paper, persistent tokens are also written to the memory before the first step"
+
     window: int = 32
     """Number of steps to which a step attends, including the step itself; at least 2."""
     num_persistent: int = 4

@@ -60,6 +60,13 @@ def test_a_seed_counts_once(pages):
     assert [line for line, times in lines.items() if times > 1] == []
 
 
+def test_a_page_of_a_memory_has_its_differences_from_the_paper(pages):
+    page = pages._memory("agalite", [])
+    assert "Differs from the paper in\n-----" in page
+    assert "   * - number in the denominator\n     - 1e-5 in the published code\n     - 1e-3\n" in page
+    assert "gives the defaults" in pages.differences("mingru")
+
+
 def test_a_page_of_a_memory_says_of_how_many_seeds(pages):
     page = pages._memory("gru", [row("a", "gru", 0, 0.5), *(row("b", "gru", seed, 1.0) for seed in range(2))])
     assert "0.50, 1 seed\n" in page

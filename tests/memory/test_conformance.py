@@ -14,17 +14,29 @@ def some(name, dim, **fields):
     return memory.make_config(name, dim=dim, **fields)
 
 
+def as_in_paper(name, **fields):
+    """Return the fields with which a memory follows its paper, and these sizes."""
+    values = type(memory.make_config(name)).paper_values
+    assert not isinstance(values, str)
+    return {**values, **fields}
+
+
 SIZES = {
-    "agalite": [{"dim": 8, "num_heads": 2, "num_features": 1, "num_frequencies": 5, "feed_forward_ratio": 2}],
+    "agalite": [
+        {"dim": 8, "num_heads": 2, "num_features": 1, "num_frequencies": 5, "feed_forward_ratio": 2},
+        as_in_paper("agalite", dim=8),
+    ],
     "based": [
         {"dim": 8, "num_heads": 2, "feature_width": 4, "window": 3, "num_layers": 2},
         {"feature_width": 1, "window": 5, "num_sinks": 2},
     ],
-    "comba": [{"dim": 8, "num_layers": 2, "num_heads": 2, "convolution": 2}],
+    "comba": [{"dim": 8, "num_layers": 2, "num_heads": 2, "convolution": 2}, as_in_paper("comba", dim=8)],
     "elmur": [
         {"dim": 8, "chunk_size": 1, "num_slots": 2},
         {"chunk_size": 4, "num_slots": 3, "blend": 0.8, "num_layers": 2},
         {"chunk_size": 3, "num_slots": 1},
+        as_in_paper("elmur", dim=8, chunk_size=3, num_slots=2, max_distance=9, num_layers=2),
+        as_in_paper("elmur", chunk_size=1, num_slots=1, max_distance=3),
     ],
     "ffm": [{"dim": 8, "trace_size": 1, "context_size": 1}, {"trace_size": 7, "context_size": 3}],
     "flow": [{"num_layers": 2, "num_heads": 2}],
@@ -34,6 +46,7 @@ SIZES = {
         {"num_heads": 4, "negative_eigenvalues": True, "convolution": 2},
         {"num_heads": 2, "householders": 2},
         {"dim": 8, "decay": "channel", "householders": 3, "read_before_write": False},
+        as_in_paper("gated_delta", dim=8, num_layers=2),
     ],
     "gtrxl": [{"dim": 8, "window": 5, "num_layers": 1}],
     "hcam": [
@@ -49,14 +62,21 @@ SIZES = {
         {"dim": 8, "chunk_size": 1, "num_chunks": 3, "top_k": 1},
         {"chunk_size": 4, "num_chunks": 3, "top_k": 2, "num_layers": 2},
     ],
-    "lightning": [{"dim": 8, "num_heads": 2, "slopes": "geometric", "num_layers": 3}],
+    "lightning": [
+        {"dim": 8, "num_heads": 2, "slopes": "geometric", "num_layers": 3},
+        as_in_paper("lightning", dim=8, num_heads=2),
+    ],
     "moba": [{"chunk_size": 3, "num_chunks": 4, "top_k": 2}],
     "nsa": [
         {"chunk_size": 4, "num_chunks": 4, "top_k": 3, "num_layers": 2},
         {"dim": 8, "chunk_size": 1, "num_chunks": 1, "top_k": 1},
     ],
-    "lru": [{"dim": 8, "num_channels": 3, "min_modulus": 0.0, "max_modulus": 1.0}],
-    "mamba2": [{"dim": 8, "num_layers": 2, "num_heads": 4, "state_size": 5}, {"expand": 1, "convolution": 1}],
+    "lru": [as_in_paper("lru", dim=8, num_channels=3)],
+    "mamba2": [
+        {"dim": 8, "num_layers": 2, "num_heads": 4, "state_size": 5},
+        {"expand": 1, "convolution": 1},
+        as_in_paper("mamba2", dim=8, state_size=3),
+    ],
     "mamba3": [{"dim": 8, "num_layers": 2, "num_heads": 4, "state_size": 4}, {"expand": 3, "state_size": 12}],
     "routing": [
         {"dim": 8, "num_centroids": 1, "capacity": 5, "window": 1},

@@ -3,10 +3,14 @@
 import dataclasses
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
 
 from scrubjay import memory
+
+from .oracles import fit_cue
 
 
 @pytest.mark.parametrize("name", memory.list_memories())
@@ -58,3 +62,47 @@ def test_a_class_that_only_has_the_name_of_a_registered_class_is_not_registered(
     twin = type(original.__name__, (original,), {"__module__": original.__module__})
     with pytest.raises(ValueError, match="GRUConfig is not registered"):
         memory.name_of(twin())
+
+
+def paper_values(name):
+    return type(memory.make_config(name)).paper_values
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_paper_means_the_values_of_the_paper_or_a_reason(name):
+    values = paper_values(name)
+    if isinstance(values, str):
+        with pytest.raises(ValueError, match=f"memory '{name}' has no variant with paper=True: ") as error:
+            memory.make(name, paper=True)
+        assert str(error.value).endswith(values)
+        return
+    config = memory.make_config(name, paper=True)
+    assert config == memory.make_config(name, **dict[str, Any](values))
+    assert memory.make(name, paper=True, dim=10).config == dataclasses.replace(config, dim=10)
+    # All values differ from the defaults, and explicit fields take precedence over them.
+    default = memory.make_config(name)
+    assert all(value != getattr(default, field) for field, value in values.items())
+    own: dict[str, Any] = {field: getattr(default, field) for field in values}
+    assert memory.make_config(name, paper=True, **own) == default
+
+
+def test_a_paper_of_an_unknown_memory_or_of_one_that_states_none_is_refused():
+    with pytest.raises(ValueError, match="unknown memory 'hcma'"):
+        memory.make("hcma", paper=True)
+    assert memory.MemoryConfig.paper_values == "its config class states no values of a paper"
+
+
+VARIANTS = [
+    name for name in memory.list_memories() if isinstance(paper_values(name), dict) and paper_values(name)
+]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_papers_learn(name):
+    torch.manual_seed(0)
+    assert fit_cue(memory.make(name, paper=True, dim=16), updates=100) < 0.3
+
+
+def test_a_memory_without_a_state_does_not_learn():
+    torch.manual_seed(0)
+    assert fit_cue(memory.make("none", dim=16), updates=100) > 0.9

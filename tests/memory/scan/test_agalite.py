@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from scrubjay import memory
 from scrubjay.memory.scan.agalite import AGaLiTeConfig
 
 from .published_results import outputs, set_weights, wave
@@ -55,6 +56,45 @@ def test_outputs_are_those_of_published_code(frequencies):
     )
     y, _ = module(wave(1, 11, 8, offset=0.1), module.initial_state(1))
     torch.testing.assert_close(y[0], outputs("agalite", f"frequencies_{frequencies}"), rtol=0, atol=2e-7)
+
+
+def slow_definition(module, x, epsilon):
+    """Return the outputs of one episode, step by step and head by head, from the equations of the paper."""
+    heads, width, frequencies = 2, 4, [-math.pi, math.pi]
+    keys = [[torch.zeros(3 * width).double() for _ in frequencies] for _ in range(heads)]
+    values = [[torch.zeros(width).double() for _ in frequencies] for _ in range(heads)]
+    sums = [torch.zeros(3 * width).double() for _ in range(heads)]
+    outputs = []
+    for t, token in enumerate(x, start=1):
+        normed_x = module.attention_norm(token)
+        parts = module.project_in(normed_x).view(heads, 5, width)
+        features = module.project_features(normed_x).view(heads, 3, 3)
+        reads = []
+        for h in range(heads):
+            key, query = (torch.outer(features[h, i].relu(), parts[h, i].relu()).flatten() for i in range(2))
+            gate = torch.outer(features[h, 2].sigmoid(), parts[h, 4].sigmoid()).flatten()
+            value_gate = parts[h, 3].sigmoid()
+            sums[h] = (1 - gate) * sums[h] + gate * key
+            total = torch.zeros(width).double()
+            for i, frequency in enumerate(frequencies):
+                cosine = math.cos(frequency * t)
+                keys[h][i] = (1 - gate) * keys[h][i] + gate * key * cosine
+                values[h][i] = (1 - value_gate) * values[h][i] + value_gate * parts[h, 2] * cosine
+                total = total + values[h][i] * (keys[h][i] @ query)
+            reads.append(total / (2 * len(frequencies) * (sums[h] @ query) + epsilon))
+        y = module.attention_gate(token, module.project_out(torch.cat(reads)).relu())
+        outputs.append(module.feed_forward_gate(y, module.feed_forward(y)))
+    return torch.stack(outputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("paper", "epsilon"), [(True, 1e-5), (False, 1e-3)])
+def test_the_paper_adds_less_to_the_denominator(paper, epsilon):
+    torch.manual_seed(0)
+    module = memory.make("agalite", paper=paper, dim=8, num_heads=2, num_features=3).double()
+    x = torch.randn(1, 40, 8, dtype=torch.float64)
+    y, _ = module(x, module.initial_state(1))
+    torch.testing.assert_close(y[0], slow_definition(module, x[0], epsilon), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("count", range(1, 9))
@@ -124,6 +164,7 @@ def test_gradients_are_those_of_finite_differences():
         ({"num_frequencies": 0}, "num_frequencies=0: must be at least 1"),
         ({"num_frequencies": 2**40}, "num_frequencies=1099511627776: must be at most 1024"),
         ({"feed_forward_ratio": 0}, "feed_forward_ratio=0: must be at least 1"),
+        ({"epsilon": 0.0}, "epsilon=0.0: must be finite and above 0"),
         ({"gate_bias": math.nan}, "gate_bias=nan: must be finite"),
     ],
 )
