@@ -9,37 +9,61 @@ times as wide as x. Set `depth=2, residual=True, norm=True` to use this network.
 matrix, as in `titans`. On small recall tasks, the matrix needed half as many updates, and each update took a
 third of the time.
 
-Differences of all three memories from the paper: a gate has one value per head. In the paper, it has one
-value per channel, computed by low-rank matrices. The norm LN has no weights. Steps are bounded as in Titans,
-and clipped so that a step does not overshoot the error that it removes. `bound_steps=False` disables the
-clip, and has a smaller default of `max_step`. Weights decay towards the learned initial weights, not towards
-zero. In a network of two layers, weights of zero would have a gradient of zero, so they would stay zero.
+Differences of all three memories from the paper by default: a gate has one value per head. In the paper, it
+has one value per channel, computed by low-rank matrices. The norm LN has no weights. Steps are bounded as in
+Titans, and clipped so that a step does not overshoot the error that it removes. `bound_steps=False` disables
+the clip, and has a smaller default of `max_step`. Weights decay towards the learned initial weights, not
+towards zero. In a network of two layers, weights of zero would have a gradient of zero, so they would stay
+zero.
+
+`make("yaad", paper=True)` and its like for the other memories have none of these differences:
+`memory/titans/paper.py` computes their steps.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from scrubjay.kernels import Huber, Learning, Power, QNorm, Simplex
+from scrubjay.memory.contract.base import PaperValues
 from scrubjay.memory.titans.lmm import Titans, TitansConfig
+
+_PAPER_VALUES: dict[str, object] = {
+    "chunk_size": 1,
+    "depth": 2,
+    "residual": True,
+    "norm": True,
+    "read_before_write": False,
+    "bound_steps": False,
+    "follow_paper": True,
+}
+"""Values of the paper for all three memories."""
 
 
 @dataclass(frozen=True)
 class MirasConfig(TitansConfig):
     """Base configuration of the Miras memories. Raises ValueError on an invalid value."""
 
-    paper_values = "the published variant is not implemented"
+    paper_values: ClassVar[PaperValues] = _PAPER_VALUES
 
     hidden_ratio: int = 4
     """Width of the hidden layers of a head's network, in units of the head's width."""
+    max_gate_rank: int = 32
+    """Largest rank of the map from the input to the gates, with `follow_paper`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_positive("max_gate_rank")
+        if self.follow_paper and self.depth > 2:
+            raise ValueError(
+                f"follow_paper with depth={self.depth}: must be at most 2, because a gate has one value per "
+                "channel of a head's inputs or outputs"
+            )
         _ = self.learning
 
     @property
@@ -51,6 +75,11 @@ class MirasConfig(TitansConfig):
     def gates(self) -> tuple[str, ...]:
         """Names of the gates. A gate has one value per head and token."""
         return "step", "forgetting"
+
+    @property
+    def gate_rank(self) -> int:
+        """Rank of the map to gates with one value per channel; 0 for gates with one value per head."""
+        return min(self.max_gate_rank, self.dim) if self.follow_paper else 0
 
     def build_initial_weights(self) -> list[Tensor]:
         """Return the untrained initial weights of the layers of a head's network.
@@ -73,9 +102,19 @@ class Miras(Titans):
 class YaadConfig(MirasConfig):
     """Configuration of `Yaad`. Raises ValueError on an invalid value."""
 
+    paper_values: ClassVar[PaperValues] = {**_PAPER_VALUES, "measure": "coordinate"}
+
     measure: Literal["norm", "coordinate"] = "norm"
     """Quantity that is compared with the threshold: the length of the error vector (`norm`), or each of its
     coordinates (`coordinate`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.follow_paper and self.measure != "coordinate":
+            raise ValueError(
+                f"follow_paper with measure={self.measure!r}: needs measure='coordinate', because a "
+                "threshold has one value per channel"
+            )
 
     @property
     def learning(self) -> Learning:
@@ -111,6 +150,8 @@ class Yaad(Miras):
 @dataclass(frozen=True)
 class MonetaConfig(MirasConfig):
     """Configuration of `Moneta`. Raises ValueError on an invalid value."""
+
+    paper_values: ClassVar[PaperValues] = {**_PAPER_VALUES, "max_step": 0.02}
 
     exponent: float = 3.0
     """Exponent p of the errors in the loss."""
@@ -157,6 +198,8 @@ class Moneta(Miras):
 @dataclass(frozen=True)
 class MemoraConfig(MirasConfig):
     """Configuration of `Memora`. Raises ValueError on an invalid value."""
+
+    paper_values: ClassVar[PaperValues] = {**_PAPER_VALUES, "forgets_to": "uniform"}
 
     total: float | None = None
     """Sum of the weights into each output unit of the network. Default: the square root of a head's width."""

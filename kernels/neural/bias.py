@@ -24,7 +24,7 @@ class SquaredError:
     """Squared error |e|^2 / 2, the loss of Titans."""
 
     def gradient(
-        self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens 1"] | None
+        self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens #D"] | None
     ) -> Float[Tensor, "*tokens D"]:
         """Return the gradient of the loss, which is the error itself."""
         return error
@@ -51,7 +51,7 @@ class Power:
             raise ValueError(f"sharpness={self.sharpness}: must be positive and finite")
 
     def gradient(
-        self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens 1"] | None
+        self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens #D"] | None
     ) -> Float[Tensor, "*tokens D"]:
         """Return the gradient of the loss, computed separately for each coordinate of the error."""
         if self.exponent == 2:
@@ -77,7 +77,7 @@ class Huber:
             raise ValueError(f"measure={self.measure!r}; choose from norm, coordinate")
 
     def gradient(
-        self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens 1"] | None
+        self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens #D"] | None
     ) -> Float[Tensor, "*tokens D"]:
         """Return the gradient of the loss: the error, clipped to the threshold of its token."""
         assert threshold is not None

@@ -30,6 +30,7 @@ def is_matrix(memory: Any) -> bool:
     """Return True if every head of the memory is a plain matrix, as `MatrixSteps` requires."""
     config = memory.config
     titans = memory.learning == Learning() and "momentum" in memory.gate_names
+    titans = titans and not config.follow_paper
     return config.depth == 1 and titans and not config.norm and not config.residual
 
 

@@ -16,19 +16,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import Memory, Read, Recall, State, add_affixes, select_part
+from scrubjay.memory.contract.base import Memory, PaperValues, Read, Recall, State, add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.layers import feed_forward
 from scrubjay.memory.titans.incremental import MatrixSteps, TitansStepper, is_matrix
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
+from scrubjay.memory.titans.paper import PaperNeuralMemory
 
 
 @dataclass(frozen=True)
 class TitansConfig(NeuralMemoryConfig):
     """Configuration of `Titans`. Raises ValueError on an invalid value."""
 
-    paper_values = "the published variant is not implemented"
+    paper_values: ClassVar[PaperValues] = {
+        "chunk_size": 1,
+        "depth": 2,
+        "read_before_write": False,
+        "bound_steps": False,
+        "follow_paper": True,
+    }
 
     num_layers: int = 1
     """Number of layers, each with its own memory."""
@@ -57,7 +64,7 @@ class TitansLayer(nn.Module, ABC):
         super().__init__()
         hidden = config.feed_forward_ratio * config.dim
         self.memory_norm = nn.LayerNorm(config.dim)
-        self.memory = NeuralMemory(config)
+        self.memory = (PaperNeuralMemory if config.follow_paper else NeuralMemory)(config)
         self.feed_forward = feed_forward(config.dim, hidden)
 
     def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:

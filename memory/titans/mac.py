@@ -95,6 +95,8 @@ class TitansMACConfig(TitansConfig):
             raise ValueError(f"num_persistent={self.num_persistent}: must not be negative")
         resolve_heads(self.dim, self.attention_heads, NARROWEST_HEAD, "attention_heads")
         check_gate(self.gate)
+        if self.follow_paper:
+            raise ValueError(f"follow_paper: {self.paper_values}")
         if self.segment_chunks < 1:
             raise ValueError(f"segment_chunks={self.segment_chunks}: must be at least 1")
 

@@ -19,6 +19,7 @@ Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4. T
   or initial weights until a memory diverges.
 - Weights decay towards the learned initial weights, initially by 0.01% to 1% per step. The last layer is
   initialized to zero, so a read returns only written content.
+- With `follow_paper`, `memory/titans/paper.py` replaces this memory: weights decay to zero.
 - Only attention has the persistent tokens of section 3.3. If they were written to a memory before its first
   step, they would only change the initial weights, which are learned anyway.
 - Keys, queries and values pass a causal convolution over `convolution` steps and SiLU. Keys and queries are
@@ -90,9 +91,17 @@ class NeuralMemoryConfig(MemoryConfig):
     bound_steps: bool = True
     """Bound step sizes and momentum against divergence. False uses the equations of the paper as printed,
     which need a smaller `max_step`."""
+    follow_paper: bool = False
+    """Use the rule of the paper as printed, step by step: weights decay to zero, and there are no chunks or
+    bounds. Needs `chunk_size=1` and `bound_steps=False`. Segments are slower."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.follow_paper and (self.chunk_size != 1 or self.bound_steps):
+            raise ValueError(
+                f"follow_paper with chunk_size={self.chunk_size}, bound_steps={self.bound_steps}: needs "
+                "chunk_size=1 and bound_steps=False"
+            )
         for name in ("chunk_size", "depth", "hidden_ratio", "convolution"):
             if getattr(self, name) < 1 or getattr(self, name) % 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be an integer of at least 1")
@@ -139,6 +148,11 @@ class NeuralMemoryConfig(MemoryConfig):
     def gates(self) -> tuple[str, ...]:
         """Names of the gates. A gate has one value per head and token."""
         return "step", "momentum", "forgetting"
+
+    @property
+    def gate_rank(self) -> int:
+        """Rank of the map to gates with one value per channel; 0 for gates with one value per head."""
+        return 0
 
     def build_initial_weights(self) -> list[Float[Tensor, "heads _In _Out"]]:
         """Return the untrained initial weights of the layers of a head's network. The last layer is zero."""

@@ -88,8 +88,12 @@ SIZES = {
     "memora": [
         {"dim": 8, "chunk_size": 3, "forgets_to": "uniform", "convolution": 1, "num_heads": 1},
         {"chunk_size": 4, "depth": 2, "residual": True, "norm": True, "read_before_write": False},
+        as_in_paper("memora", dim=8, num_layers=2),
     ],
-    "moneta": [{"chunk_size": 4, "depth": 2, "residual": True, "norm": True, "bptt_chunks": 2}],
+    "moneta": [
+        {"chunk_size": 4, "depth": 2, "residual": True, "norm": True, "bptt_chunks": 2},
+        as_in_paper("moneta", dim=8, bptt_chunks=5),
+    ],
     "sink": [
         {"dim": 8, "window": 2, "num_sinks": 0},
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},
@@ -112,6 +116,8 @@ SIZES = {
         {"dim": 8, "chunk_size": 1, "convolution": 1, "output_gate": False},
         {"depth": 3, "chunk_size": 5, "num_layers": 2, "bptt_chunks": 2},
         {"depth": 2, "chunk_size": 4, "norm": True, "residual": True, "read_before_write": False},
+        as_in_paper("titans", dim=8, num_layers=2),
+        as_in_paper("titans", depth=1, convolution=1, bptt_chunks=7, output_gate=False),
     ],
     "titans_mac": [
         {"depth": 2, "chunk_size": 3, "bptt_chunks": 2, "num_persistent": 0},
@@ -126,6 +132,7 @@ SIZES = {
     "yaad": [
         {"dim": 8, "chunk_size": 3, "num_layers": 2, "measure": "coordinate"},
         {"chunk_size": 4, "depth": 2, "residual": True, "norm": True},
+        as_in_paper("yaad", dim=8, max_gate_rank=2),
     ],
 }
 

@@ -100,7 +100,9 @@ VARIANTS = [
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_of_papers_learn(name):
     torch.manual_seed(0)
-    assert fit_cue(memory.make(name, paper=True, dim=16), updates=100) < 0.3
+    # Memories that loop over steps get fewer updates.
+    updates = 50 if "follow_paper" in paper_values(name) else 100
+    assert fit_cue(memory.make(name, paper=True, dim=16), updates) < 0.3
 
 
 def test_a_memory_without_a_state_does_not_learn():
