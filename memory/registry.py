@@ -46,6 +46,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "titans_mac": "scrubjay.memory.titans.mac:TitansMACConfig",
         "titans_mag": "scrubjay.memory.titans.mag_mal:TitansMAGConfig",
         "titans_mal": "scrubjay.memory.titans.mag_mal:TitansMALConfig",
+        "xlstm": "scrubjay.memory.xlstm.memory:XLSTMConfig",
         "yaad": "scrubjay.memory.miras:YaadConfig",
     },
 )

@@ -65,6 +65,7 @@ _OWN = {
     "rwkv7": "#a6dba0",
     "mamba2": "#d95f02",
     "mamba3": "#fdae61",
+    "xlstm": "#4393c3",
     "flow": "#7fbf7b",
     "based": "#b8e186",
     "lightning": "#00c08b",

@@ -129,6 +129,11 @@ SIZES = {
         {"depth": 2, "chunk_size": 2, "window": 4, "bound_steps": False, "max_step": 0.02, "gate": "product"},
     ],
     "titans_mal": [{"depth": 2, "chunk_size": 2, "window": 2, "bptt_chunks": 3}],
+    "xlstm": [
+        {"dim": 8, "blocks": "sm", "num_heads": 2, "convolution": 2},
+        {"blocks": "s", "convolution": 1},
+        as_in_paper("xlstm", dim=8, num_heads=2),
+    ],
     "yaad": [
         {"dim": 8, "chunk_size": 3, "num_layers": 2, "measure": "coordinate"},
         {"chunk_size": 4, "depth": 2, "residual": True, "norm": True},
