@@ -360,7 +360,7 @@ def test_threads_that_search_first_share_one_index_that_reads_only_what_is_new(p
 def test_a_thread_that_looked_for_lost_embeddings_keeps_the_index_of_another_thread(path, monkeypatch):
     fill(path)
     with open_bank(path) as bank, ThreadPoolExecutor(1) as pool:
-        index, built = bank._embedding_index, []
+        index, others = bank._embedding_index, []
         assert index is not None
         restore, reading = index._restore_vectors, index._store.reading
 
@@ -370,7 +370,7 @@ def test_a_thread_that_looked_for_lost_embeddings_keeps_the_index_of_another_thr
                 yield connection
             monkeypatch.undo()
             assert pool.submit(bank.search, "fact 3").result(60)
-            built.append(index._index)
+            others.append(index._index)
 
         def restore_slowly():
             monkeypatch.setattr(index._store, "reading", read_before_another_thread_searches)
@@ -378,7 +378,7 @@ def test_a_thread_that_looked_for_lost_embeddings_keeps_the_index_of_another_thr
 
         monkeypatch.setattr(index, "_restore_vectors", restore_slowly)
         bank.search("fact 128")
-        assert index._index is built[0] is not None
+        assert index._index is others[0] is not None
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signal to spare")
