@@ -62,7 +62,8 @@ def list_memories() -> list[str]:
     return _CONFIGS.names()
 
 
-def make_config(name: str, *, paper: bool = False, **fields: Any) -> MemoryConfig:
+# `paper` is not bool alone: type checkers would then refuse `**fields` of integers.
+def make_config(name: str, *, paper: bool | Any = False, **fields: Any) -> MemoryConfig:
     """Return the config of a memory by name, with defaults for fields that are not passed.
 
     With `paper`, fields that are not passed have the values of the memory's paper where these differ from the
@@ -71,6 +72,8 @@ def make_config(name: str, *, paper: bool = False, **fields: Any) -> MemoryConfi
     Raises ValueError on an unknown name or field. The message lists the choices. Also raises ValueError if
     `paper` is True and the memory cannot follow its paper. The message gives the reason.
     """
+    if not isinstance(paper, bool):
+        raise TypeError(f"memory {name!r} has paper={paper!r}: must be True or False")
     if paper:
         values = _CONFIGS.find(name).paper_values
         if isinstance(values, str):
@@ -79,7 +82,7 @@ def make_config(name: str, *, paper: bool = False, **fields: Any) -> MemoryConfi
     return _CONFIGS.configure(name, **fields)
 
 
-def make(name: str, *, paper: bool = False, **fields: Any) -> Memory:
+def make(name: str, *, paper: bool | Any = False, **fields: Any) -> Memory:
     """Build a memory by name: `make("hcam", dim=128, chunk_size=16)`.
 
     `make("gated_delta", paper=True, dim=128)` builds the memory with the values of its paper.

@@ -89,6 +89,8 @@ def test_paper_means_the_values_of_the_paper_or_a_reason(name):
 def test_a_paper_of_an_unknown_memory_or_of_one_that_states_none_is_refused():
     with pytest.raises(ValueError, match="unknown memory 'hcma'"):
         memory.make("hcma", paper=True)
+    with pytest.raises(TypeError, match="memory 'gru' has paper='no': must be True or False"):
+        memory.make("gru", paper="no")
     assert memory.MemoryConfig.paper_values == "its config class states no values of a paper"
 
 
