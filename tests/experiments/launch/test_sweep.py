@@ -174,7 +174,7 @@ def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path, early_s
     params = ["--param", "memory=none,gru", "--param", "ppo.learning-rate=1e-7,1e-3"]
     params += ["--early-stopping", early_stopping]
     words = ["tmaze-demo", *params, "--out", "out", "--total-steps", 40_000, "--eval-episodes", 20]
-    words += ["--checkpoint-seconds", 1, "--set", "corridor_length=3"]
+    words += ["--checkpoint-seconds", 1, "--set", "corridor_length=3", "--ppo.no-anneal"]
     first = start("sweep", *words)
     deadline = time.monotonic() + 600
     while not list(tmp_path.glob("out/*/checkpoints/step_*")):
