@@ -33,7 +33,6 @@ class SlotConfig(MemoryConfig):
     """Number of layers, each with its own slots."""
     num_heads: int | None = None
     """Attention heads; by default the largest divisor of `dim` up to 4."""
-
     follow_paper: bool = False
     """Read and write slots as in the authors' code (see the table above). Then law 7 does not apply."""
     max_distance: int = 1024
@@ -139,19 +138,31 @@ class SlotLayer(OwnChunkAttention):
         """Return the slots after the end of a chunk. One slot is rewritten in rows where `where` is True."""
         is_target = torch.arange(self.num_slots, device=chunk.device) == (chunk % self.num_slots)[:, None]
         old = (slots.content * is_target[..., None]).sum(dim=1)
+        new = self._write(slots, old, is_target, steps, chunk)
+        return torch.where((is_target & where[:, None])[..., None], new[:, None], slots.content)
+
+    def _write(
+        self, slots: Slots, old: Tensor, is_target: Tensor, steps: Tensor, chunk: Tensor
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the new content of the target slot, whose content was `old`."""
         dtype = self.write_out.weight.dtype
         full = (chunk >= self.num_slots)[:, None]
-        slot_input = old.to(dtype)
-        steps = self.step_norm(steps.to(dtype))
-        query = self._heads(self.write_query(self.write_norm(slot_input + self.asker))[:, None])
+        slot_input, steps = old.to(dtype), self.step_norm(steps.to(dtype))
+        question = self.write_norm(slot_input + self.asker)
+        new = slot_input + self._read_steps(question, steps, self.write_bias[:, None])
+        new = self.written_norm(new + self.write_feed_forward(new)).to(old.dtype)
+        return torch.where(full, self.blend * new + (1 - self.blend) * old, new)
+
+    def _read_steps(
+        self, question: Float[Tensor, "batch dim"], steps: Tensor, biases: Tensor
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the attention output of the write over the steps of a chunk."""
+        query = self._heads(self.write_query(question)[:, None])
         key, value = self._heads(self.write_key(steps)), self._heads(self.write_value(steps))
-        scores = query @ key.mT * query.shape[-1] ** -0.5 + self.write_bias[:, None]
+        scores = query @ key.mT * query.shape[-1] ** -0.5 + biases
         dtype = torch.promote_types(scores.dtype, torch.float32)
         read = torch.softmax(scores, dim=-1, dtype=dtype).to(value.dtype) @ value
-        new = slot_input + self.write_out(read.transpose(1, 2).flatten(2)[:, 0])
-        new = self.written_norm(new + self.write_feed_forward(new)).to(old.dtype)
-        new = torch.where(full, self.blend * new + (1 - self.blend) * old, new)
-        return torch.where((is_target & where[:, None])[..., None], new[:, None], slots.content)
+        return self.write_out(read.transpose(1, 2).flatten(2)[:, 0])
 
     def _heads(self, x: Float[Tensor, "batch items dim"]) -> Float[Tensor, "batch heads items width"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -235,30 +246,18 @@ class PaperSlotLayer(SlotLayer):
         x = self.norms["read"](x + self.read(x, time, slots, readable))
         return self.norms["feed_forward"](x + self.feed_forward(x))
 
-    def rewrite_slot(
-        self,
-        slots: Slots,
-        steps: Float[Tensor, "batch chunk_size dim"],
-        chunk: Int[Tensor, " batch"],
-        where: Bool[Tensor, " batch"],
-    ) -> Float[Tensor, "batch slots dim"]:
-        """Return the slots after the end of a chunk. One slot is rewritten in rows where `where` is True."""
-        is_target = torch.arange(self.num_slots, device=chunk.device) == (chunk % self.num_slots)[:, None]
-        old = (slots.content * is_target[..., None]).sum(dim=1)
+    def _write(
+        self, slots: Slots, old: Tensor, is_target: Tensor, steps: Tensor, chunk: Tensor
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the new content of the target slot, whose content was `old`."""
         write_step = (slots.write_steps * is_target).sum(dim=1)
         dtype = self.write_out.weight.dtype
         slot_input, steps = old.to(dtype), steps.to(dtype)
-        query = self._heads(self.write_query(slot_input)[:, None])
-        key, value = self._heads(self.write_key(steps)), self._heads(self.write_value(steps))
         time = chunk[:, None] * self.chunk_size + torch.arange(self.chunk_size, device=chunk.device)
         biases = self._biases((write_step[:, None] - time)[:, None])
-        scores = query @ key.mT * query.shape[-1] ** -0.5 + biases
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        read = torch.softmax(scores, dim=-1, dtype=dtype).to(value.dtype) @ value
-        new = self.norms["write"](slot_input + self.write_out(read.transpose(1, 2).flatten(2)[:, 0]))
+        new = self.norms["write"](slot_input + self._read_steps(slot_input, steps, biases))
         new = self.norms["write_feed_forward"](new + self.write_feed_forward(new)).to(old.dtype)
-        new = self.blend * new + (1 - self.blend) * old
-        return torch.where((is_target & where[:, None])[..., None], new[:, None], slots.content)
+        return self.blend * new + (1 - self.blend) * old
 
     def _biases(
         self, distance: Int[Tensor, "batch queries keys"]

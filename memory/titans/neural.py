@@ -216,14 +216,7 @@ class NeuralMemory(nn.Module):
 
         `time` is the number of the step in its episode, from 0.
         """
-        projections = self.project_in(x)
-        after: State = {}
-        if self.config.convolution > 1:
-            inputs = torch.cat([state["tail"], projections[:, None].to(state["tail"].dtype)], dim=1)
-            projections = (inputs * self.convolution).sum(1)
-            # A copy: a view would keep the oldest input alive.
-            after["tail"] = inputs[:, 1:].clone()
-        query, key, value = split_heads(projections, self.heads)
+        (query, key, value), after = self._project_step(x, state)
         logits = self.gates(x)
         y, surprise, new_state = neural_memory_step(
             query,
@@ -238,6 +231,30 @@ class NeuralMemory(nn.Module):
         )
         return self.finish(x, y), surprise.mean(-1), after | _from_neural_state(new_state, state)
 
+    def _project_step(
+        self, x: Float[Tensor, "batch dim"], state: State
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], State]:
+        """Return query, key and value of every head, and the next state of the convolution."""
+        projections, after = self.project_in(x), {}
+        if self.config.convolution > 1:
+            inputs = torch.cat([state["tail"], projections[:, None].to(state["tail"].dtype)], dim=1)
+            projections = (inputs * self.convolution).sum(1)
+            # A copy: a view would keep the oldest input alive.
+            after["tail"] = inputs[:, 1:].clone()
+        return split_heads(projections, self.heads), after
+
+    def _project_segment(
+        self, x: Float[Tensor, "batch time dim"], state: State, grid: ChunkGrid
+    ) -> tuple[Float[Tensor, "batch time 3 heads width"], State]:
+        """Return query, key and value of every head and step, and the next state of the convolution."""
+        projections, after, convolution = self.project_in(x), {}, None
+        if self.config.convolution > 1:
+            tail = state["tail"]
+            projections = projections.to(tail.dtype)
+            after["tail"] = shift_window(tail, projections, grid.clock)
+            convolution = Convolution(self.convolution, tail, grid.clock.step)
+        return compute_heads(projections, self.heads, convolution), after
+
     def detach_at_boundary(self, state: State, time: Int[Tensor, " batch"]) -> State:
         """Return `state`, detached from the graph in rows whose age is a multiple of `bptt_chunks` chunks."""
         if not self.config.bptt_chunks:
@@ -251,17 +268,10 @@ class NeuralMemory(nn.Module):
         grid: ChunkGrid,
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs and the surprises of all steps of a segment, and the next state."""
-        projections = self.project_in(x)
-        after: State = {}
-        convolution = None
-        if self.config.convolution > 1:
-            tail = state["tail"]
-            projections = projections.to(tail.dtype)
-            after["tail"] = shift_window(tail, projections, grid.clock)
-            convolution = Convolution(self.convolution, tail, grid.clock.step)
+        heads, after = self._project_segment(x, state, grid)
         bptt_chunks = self.config.bptt_chunks
         y, surprise, new_state = self._learn(
-            grid.to_grid(compute_heads(projections, self.heads, convolution)),
+            grid.to_grid(heads),
             grid.to_grid(self.gates(x)),
             _to_neural_state(state),
             grid.valid,

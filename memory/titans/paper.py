@@ -34,9 +34,7 @@ from scrubjay.kernels import QNorm, Simplex
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.neural.network import NORM_EPSILON, gelu_slope, silu_slope
 from scrubjay.memory.contract.base import State
-from scrubjay.memory.contract.clock import shift_window
 from scrubjay.memory.parts.grid import ChunkGrid
-from scrubjay.memory.titans.heads import Convolution, compute_heads, split_heads
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
 
 _LEAST_NORM = 1e-3
@@ -86,12 +84,7 @@ class PaperNeuralMemory(NeuralMemory):
 
         `time` is the number of the step in its episode, from 0.
         """
-        projections, after = self.project_in(x), {}
-        if self.config.convolution > 1:
-            inputs = torch.cat([state["tail"], projections[:, None].to(state["tail"].dtype)], dim=1)
-            projections = (inputs * self.convolution).sum(1)
-            after["tail"] = inputs[:, 1:].clone()
-        query, key, value = split_heads(projections, self.heads)
+        (query, key, value), after = self._project_step(x, state)
         y, surprise, new_state = self._advance(query, key, value, self.gates(x), time, state)
         return self.finish(x, y), surprise, after | new_state
 
@@ -102,13 +95,8 @@ class PaperNeuralMemory(NeuralMemory):
         grid: ChunkGrid,
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs and the surprises of all steps of a segment, and the next state."""
-        projections, after, convolution = self.project_in(x), {}, None
-        if self.config.convolution > 1:
-            tail = state["tail"]
-            projections = projections.to(tail.dtype)
-            after["tail"] = shift_window(tail, projections, grid.clock)
-            convolution = Convolution(self.convolution, tail, grid.clock.step)
-        heads, logits = compute_heads(projections, self.heads, convolution), self.gates(x)
+        heads, after = self._project_segment(x, state, grid)
+        logits = self.gates(x)
         outputs, surprises = [], []
         for t in range(x.shape[1]):
             query, key, value = heads[:, t].unbind(1)
