@@ -67,7 +67,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Mark the matrix, and all but one in n of a test `one_in(n)`, as slow; sort the tests.
+    """Mark all but one in n of a test `one_in(n)` as the matrix, and the matrix as slow; sort the tests.
 
     What takes a minute runs first: at the end it would keep one process busy.
     """
@@ -75,7 +75,9 @@ def pytest_collection_modifyitems(items):
         one_in = item.get_closest_marker("one_in")
         # Each value of each parameter is among those that run.
         is_left_out = one_in is not None and sum(item.callspec.indices.values()) % one_in.args[0]
-        if is_left_out or item.get_closest_marker("matrix"):
+        if is_left_out:
+            item.add_marker("matrix")
+        if item.get_closest_marker("matrix"):
             item.add_marker("slow")
     items.sort(key=lambda item: item.path.name not in LONGEST)
 

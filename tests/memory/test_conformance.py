@@ -153,10 +153,8 @@ FAMILIES = {
 }
 """One memory of each package of `scrubjay.memory`. `make test-all` runs the long tests of all memories."""
 
-NAMES = [
-    pytest.param(name, marks=[] if name in FAMILIES.values() else pytest.mark.matrix)
-    for name in memory.list_memories()
-]
+MILLION = ("hcam", "gru", "moneta", "lru")
+"""Memories whose million steps run in CI: one that stores, a recurrence, an optimizer and a scan."""
 
 CASES = [
     pytest.param(name, fields, id=f"{name}-{format_fields(fields)}")
@@ -196,6 +194,13 @@ def is_first(name, fields):
     return fields in SIZES.get(name, [{}])[:1]
 
 
+def mark_laws(name, fields):
+    """Return the marks of a case: first sizes run always, default ones of CI's families and small ones in CI."""
+    if is_first(name, fields):
+        return []
+    return pytest.mark.slow if is_small(name, fields) or name in FAMILIES.values() else pytest.mark.matrix
+
+
 def count_steps(name, fields):
     """Return the length of the test sequences, None for the default one."""
     # Small chunks and windows are filled three times and more by half the steps; 70 sinks take all of them.
@@ -218,10 +223,7 @@ def check_laws(name, fields, seed, dtypes, autocast=False):
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [
-        pytest.param(*case.values, id=case.id, marks=[] if is_first(*case.values) else pytest.mark.slow)
-        for case in CASES
-    ],
+    [pytest.param(*case.values, id=case.id, marks=mark_laws(*case.values)) for case in CASES],
 )
 def test_laws_without_compilation(name, fields):
     wide = "dim" in fields and not is_small(name, fields)
@@ -301,7 +303,13 @@ def test_one_step_compiles_to_machine_code(name, fields):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in MILLION else pytest.mark.matrix)
+        for name in memory.list_memories()
+    ],
+)
 def test_a_million_steps(name):
     memory.check_memory(memory.make(name, dim=8), laws=(5,), long=True)
 

@@ -169,7 +169,7 @@ def test_what_tune_has_pickled_is_not_read_without_trust(here, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("early_stopping", ["none", "asha"])
+@pytest.mark.parametrize("early_stopping", [pytest.param("none", marks=pytest.mark.matrix), "asha"])
 def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path, early_stopping):
     params = ["--param", "memory=none,gru", "--param", "ppo.learning-rate=1e-7,1e-3"]
     params += ["--early-stopping", early_stopping]
