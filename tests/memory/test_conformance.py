@@ -195,7 +195,7 @@ def is_first(name, fields):
 
 
 def mark_laws(name, fields):
-    """Return the marks of a case: first sizes run always, default ones of CI's families and small ones in CI."""
+    """Return the marks: first sizes always run, small ones and the default ones of FAMILIES in CI."""
     if is_first(name, fields):
         return []
     return pytest.mark.slow if is_small(name, fields) or name in FAMILIES.values() else pytest.mark.matrix
