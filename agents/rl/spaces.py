@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.spaces import Space
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from scrubjay.agents.rl.masks.action_masks import MASK, ActionMasks
+from scrubjay.agents.rl.masks.action_masks import MASK, METHOD, ActionMasks
 from scrubjay.agents.rl.masks.detection import keep_random_states, offers_masks
 from scrubjay.agents.rl.observations import leaf_spaces
 
@@ -45,11 +47,13 @@ class Spaces:
 
     @classmethod
     def from_env(cls, envs: Any) -> Self:
-        """Return the spaces of a gymnasium vector environment or of a `TeamEnv`.
+        """Return the spaces of a gymnasium environment, of a vector environment or of a `TeamEnv`.
 
-        If `envs` has `env_fns`, as gymnasium's vector environments have, one more environment is made and
-        reset to find out about action masks.
+        `envs` may be reset to find out about action masks. If it has a list `env_fns`, as gymnasium's vector
+        environments have, one more environment is made and reset instead.
         """
+        if isinstance(envs, gymnasium.Env):
+            return cls(envs.observation_space, envs.action_space, action_masks=offers_masks(envs))
         agents = getattr(envs, "possible_agents", None)
         return cls(
             envs.single_observation_space,
@@ -153,6 +157,8 @@ class Spaces:
 
 def _offers_masks(envs: Any) -> bool:
     make_envs = getattr(envs, "env_fns", ())
+    if isinstance(make_envs, Iterator):  # `gymnasium.make_vec` leaves a generator that it has used up
+        return _vector_offers_masks(envs)
     if not make_envs:
         return False
     with keep_random_states():
@@ -161,6 +167,17 @@ def _offers_masks(envs: Any) -> bool:
             return offers_masks(env)
         finally:
             env.close()
+
+
+def _vector_offers_masks(envs: VectorEnv) -> bool:
+    observation, action = envs.single_observation_space, envs.single_action_space
+    if ActionMasks.find(observation, action) is not None:
+        return False
+    if all(envs.call("has_wrapper_attr", METHOD)):  # type: ignore[attr-defined]
+        return ActionMasks.find(observation, action, outside=True) is not None
+    with keep_random_states():
+        _, infos = envs.reset(seed=0)
+    return isinstance(action, (spaces.Discrete, spaces.MultiDiscrete)) and MASK in infos
 
 
 def _layer_signature(space: Space) -> Any:

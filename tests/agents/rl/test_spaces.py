@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 
 from scrubjay.agents import Spaces
 
@@ -67,3 +69,36 @@ def test_an_action_space_of_too_many_parts_is_refused():
     fields["action"]["parts"] *= 2**10
     with pytest.raises(ValueError, match="too many nested spaces"):
         Spaces.from_dict(fields)
+
+
+class WithMethod(gymnasium.Wrapper):
+    def action_masks(self):
+        return np.ones(2, dtype=bool)
+
+
+@pytest.mark.parametrize("make", [gymnasium.make, "list", "sync", "async", "vector_entry_point"])
+@pytest.mark.parametrize(
+    ("id", "wrappers", "masks"),
+    [
+        ("CartPole-v1", [], False),
+        ("Pendulum-v1", [], False),
+        ("Taxi-v3", [], True),
+        ("CartPole-v1", [WithMethod], True),
+    ],
+)
+def test_spaces_are_those_of_an_environment_single_or_batched(id, wrappers, masks, make):
+    """Taxi-v3 offers action masks in its infos. `make_vec` makes its environments by a generator."""
+    single = gymnasium.make(id)
+    for wrapper in wrappers:
+        single = wrapper(single)
+    if make == "list":
+        envs = SyncVectorEnv([lambda: single] * 2)
+    elif make == "vector_entry_point" and (id != "CartPole-v1" or wrappers):
+        pytest.skip("has no vector entry point")
+    elif isinstance(make, str):
+        envs = gymnasium.make_vec(id, num_envs=2, vectorization_mode=make, wrappers=wrappers)
+    else:
+        envs = single
+    spaces_of_env = Spaces.from_env(envs)
+    envs.close()
+    assert spaces_of_env == Spaces(single.observation_space, single.action_space, action_masks=masks)
