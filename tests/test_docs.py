@@ -21,7 +21,11 @@ PAGES = sorted(
     for path in (ROOT / "docs" / folder).glob("*.md")
 )
 PACKAGE = "docs/package.md"
-GUIDE = [page for page in PAGES if page.startswith(("docs/guide/", "docs/results/", "docs/c", "docs/index"))]
+GUIDE = [
+    page
+    for page in PAGES
+    if page.startswith(("docs/guide/", "docs/results/", "docs/c", "docs/index", "docs/start"))
+]
 EXTENDING = [page for page in PAGES if page.startswith("docs/extending/")]
 
 
