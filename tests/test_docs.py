@@ -191,7 +191,7 @@ def test_recall_of_the_bank_is_that_of_the_tables_by_public_and_synthetic_sets()
         for group in (sorted({*sets} - {*synthetic}), synthetic, sets):
             means = [statistics.mean(row[i] for i in group) for row in (own, *others)]
             expected.append((means[0], max(means[1:])))
-    guide = (ROOT / "docs" / "guide" / "agents.md").read_text()
+    guide = (ROOT / "docs" / "guide" / "bank.md").read_text()
     rows = re.findall(r"^\| [\w ]+ \| (MiniLM|E5) \| ([\d.]+) \| ([\d.]+) \|$", guide, re.MULTILINE)
     in_guide = [
         (float(bank), float(best)) for model in ("MiniLM", "E5") for name, bank, best in rows if name == model
