@@ -1,4 +1,4 @@
-"""Generated pages: one for each memory, policy and environment, the reference and the leaderboard.
+"""Generated pages: one for each memory, policy and environment, and the reference.
 
 The content comes from the registries, the docstrings, `memory/README.md`, `docs/papers.md`,
 `experiments/bench/memories.md` and the JSON-lines files of results. A new memory gets its page automatically.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import json
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+from leaderboard import Row, format_score, leaderboard, read_scores, title_of
 from PIL import Image
 from policy_plot import DESCRIPTION as POLICY_PLOT
 from policy_plot import draw_policy
@@ -28,17 +28,12 @@ from sphinx.pycode import ModuleAnalyzer
 from tables import ROOT, write_others, write_tables
 
 from scrubjay import envs, memory
-from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.memory import context
 
-_FEW = 4
-"""Seeds below which an interval is the seeds' own spread."""
 _PACKAGES = (
     "memory", "memory.context", "memory.contract", "kernels", "envs", "agents", "agents.langchain",
     "experiments",
 )  # fmt: skip
-
-Row = Mapping[str, Any]
 
 
 def write_pages(folder: Path) -> None:
@@ -65,95 +60,6 @@ def write_pages(folder: Path) -> None:
     (folder / "leaderboard.md").write_text(leaderboard(scores), encoding="utf-8")
     write_others(folder)
     write_tables(folder)
-
-
-def read_scores(results: Path) -> Iterator[Row]:
-    """Yield the scores of all results, except those of seeds used for tuning."""
-    for path in sorted(results.rglob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if {"task", "memory", "seed", "score", "command"} <= row.keys() and not row.get("development"):
-                yield {**row, "file": path.relative_to(ROOT).as_posix()}
-
-
-def leaderboard(scores: Iterable[Row]) -> str:
-    """Return the leaderboard as Markdown: memories by tasks, with seeds, intervals and commands."""
-    rows_by_task: dict[str, list[Row]] = defaultdict(list)
-    for row in scores:
-        rows_by_task[row["task"]].append(row)
-    parts = ["# Leaderboard", _ABOUT_LEADERBOARD, _overview(rows_by_task)]
-    for task, rows in sorted(rows_by_task.items()):
-        parts += [f"## {task}", _scores_table([row for row in rows if not row.get("test")])]
-        test_rows = [row for row in rows if row.get("test")]
-        if test_rows:
-            parts += ["The same models under other test conditions:", _tests_table(test_rows)]
-        files = ", ".join(f"[{file}](../../{file})" for file in sorted({row["file"] for row in rows}))
-        commands = "\n".join(dict.fromkeys(row["command"] for row in rows))
-        parts += [f"```sh\n{commands}\n```", f"Lines: {files}"]
-    return "\n\n".join(parts) + "\n"
-
-
-_ABOUT_LEADERBOARD = (
-    "Every number comes from a JSON-lines file in the repository with one line for each seed. Scores are "
-    f"interquartile means with a 95 % bootstrap interval. With fewer than {_FEW} seeds they are the mean and "
-    "the range. Some results have only [tables](../../experiments/results/README.md)."
-)
-
-
-def _overview(rows_by_task: Mapping[str, Sequence[Row]]) -> str:
-    """Return the table of memories by tasks. A cell without a measurement is empty."""
-    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for task, rows in rows_by_task.items():
-        for row in rows:
-            if not row.get("test"):
-                cells[row["memory"]][task].append(row["score"])
-    tasks = sorted(rows_by_task)
-    lines = [(_link(name), *(_score(of[task]) for task in tasks)) for name, of in sorted(cells.items())]
-    return _table(("memory", *tasks), lines)
-
-
-def _scores_table(rows: Sequence[Row]) -> str:
-    rows_by_memory: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        rows_by_memory[row["memory"]].append(row)
-    ranking = sorted(rows_by_memory.items(), key=lambda item: -np.mean([row["score"] for row in item[1]]))
-    return _table(
-        ("memory", "score", "seeds", "steps", "measure"),
-        [
-            (
-                _link(name),
-                _score([row["score"] for row in of_name]),
-                ", ".join(str(seed) for seed in sorted({row["seed"] for row in of_name})),
-                f"{max(row.get('steps', 0) for row in of_name):,}",
-                ", ".join(sorted({row.get("measure", "score") for row in of_name})),
-            )
-            for name, of_name in ranking
-        ],
-    )
-
-
-def _tests_table(rows: Sequence[Row]) -> str:
-    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        condition = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row["test"].items())
-        cells[condition][row["memory"]].append(row["score"])
-    names = sorted({row["memory"] for row in rows})
-    lines = [(condition, *(_score(of[name]) for name in names)) for condition, of in cells.items()]
-    return _table(("test condition", *(f"`{name}`" for name in names)), lines)
-
-
-def _link(name: str) -> str:
-    return f"[`{name}`](memories/{_slug(name)}.rst)" if name in memory.list_memories() else f"`{name}`"
-
-
-def _score(scores: Sequence[float]) -> str:
-    if not scores:
-        return ""
-    if len(scores) < _FEW:
-        mean, low, high = float(np.mean(scores)), min(scores), max(scores)
-    else:
-        mean, (low, high) = interquartile_mean(scores), bootstrap_interval(scores)
-    return f"{mean:.2f} [{low:.2f},\u00a0{high:.2f}]" if len(scores) > 1 else f"{mean:.2f}"
 
 
 def _memory(name: str, scores: Sequence[Row]) -> str:
@@ -191,7 +97,7 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
         for row in results:
             scores_by_task[row["task"]].append(row["score"])
         facts_by_task = {
-            task: f"{_score(of)}, {_pluralize(len(of), 'seed')}"
+            title_of(task): f"{format_score(of)}, {_pluralize(len(of), 'seed')}"
             for task, of in sorted(scores_by_task.items())
         }
         parts += [_title("Results", "-"), _facts(facts_by_task), "All results: :doc:`../leaderboard`."]
@@ -364,11 +270,6 @@ def escape_bars(lines: list[str]) -> None:
 def _facts(facts: Mapping[str, str]) -> str:
     rows = "\n".join(f"   * - {name}\n     - {value}" for name, value in facts.items() if value)
     return f".. list-table::\n   :widths: 30 70\n\n{rows}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _title(text: str, under: str = "=") -> str:

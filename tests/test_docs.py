@@ -203,6 +203,38 @@ def test_recall_of_the_bank_is_that_of_the_tables_by_public_and_synthetic_sets()
     assert f"{everything[0]:.2f}; best of nine other search methods {everything[1]:.2f}" in notes
 
 
+RESULTS = ROOT / "experiments" / "results"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/results/")])
+def test_numbers_of_results_are_those_of_the_reports(page):
+    """Every number in a table is in a report that the page links. The index only repeats answers."""
+    text = (ROOT / page).read_text()
+    number = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+    reports = set(re.findall(r"experiments/results/([\w-]+\.md)", text))
+    known = {each for report in reports for each in number.findall((RESULTS / report).read_text())}
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert tables
+    for table in tables if not page.endswith("/index.md") else []:
+        for row in table.splitlines()[2:]:
+            assert set(number.findall(row.partition("|")[2].partition("|")[2])) <= known, row
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/results/")])
+def test_findings_are_short(page):
+    findings = (ROOT / page).read_text().partition("## Findings\n")[2].partition("\n## ")[0]
+    for finding in re.split(r"^- ", findings, flags=re.MULTILINE)[1:]:
+        assert len(finding.split()) <= 25, finding
+
+
+def test_every_page_of_results_is_in_the_index():
+    index = (ROOT / "docs" / "results" / "index.md").read_text()
+    linked = re.findall(r"\| \[[\w-]+\]\(([\w-]+)\.md\) \|$", index, re.MULTILINE)
+    assert sorted([*linked, "index"]) == sorted(
+        path.stem for path in (ROOT / "docs" / "results").glob("*.md")
+    )
+
+
 def test_the_families_name_every_memory():
     families = (ROOT / "docs" / "guide" / "memories.md").read_text()
     assert set(memory.list_memories()) <= set(re.findall(r"`(\w+)`", families))

@@ -36,6 +36,8 @@ class Recipe(Generic[AnyExperiment]):
     episode_steps: int | None = None
     """Maximum number of steps of an episode in training; None if unknown. Attention memories that are
     selected by name get a window of at least this length, so that they see the whole episode."""
+    title: str = ""
+    """Readable name of the task in plots and on pages; empty for the name of the recipe."""
 
     def __call__(self) -> AnyExperiment:
         """Return the config, with the recipe's name set."""
@@ -60,6 +62,7 @@ def recipe(
     sizes: Range | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     episode_steps: int | None = None,
+    title: str = "",
 ) -> Callable[[Callable[[], AnyExperiment]], Recipe[AnyExperiment]]:
     """Return a decorator that registers a recipe; it decorates the function that returns the config.
 
@@ -70,7 +73,7 @@ def recipe(
         if name in RECIPES:
             raise ValueError(f"recipe {name!r} is already registered: {RECIPES[name].description}")
         RECIPES[name] = new_recipe = Recipe[AnyExperiment](
-            name, make, longer, sizes, settings or {}, episode_steps
+            name, make, longer, sizes, settings or {}, episode_steps, title
         )
         return new_recipe
 
@@ -80,6 +83,11 @@ def recipe(
 def longer_range(name: str) -> Range | None:
     """Return the field `longer` of a recipe; None if it is not set or the recipe does not exist."""
     return RECIPES[name].longer if name in RECIPES else None
+
+
+def task_title(name: str) -> str:
+    """Return the readable title of a task; the name itself if no recipe has it or the recipe has no title."""
+    return (RECIPES[name].title if name in RECIPES else "") or name
 
 
 def size_range(name: str) -> Range | None:

@@ -35,50 +35,50 @@ def _permutation_settings(householders: int) -> dict[str, dict[str, Any]]:
     return _SEQUENCE_SETTINGS | {"gated_delta": reflections}
 
 
-@recipe("mqar", settings=_SEQUENCE_SETTINGS)
+@recipe("mqar", title="MQAR, recall by key", settings=_SEQUENCE_SETTINGS)
 def mqar() -> SequenceTaskConfig:
     """Supervised sequence modeling: read 8 key-value pairs, then predict the value of each key."""
     return SequenceTaskConfig(suite=MQAR())
 
 
-@recipe("needle", settings=_SEQUENCE_SETTINGS)
+@recipe("needle", title="Needle in filler", settings=_SEQUENCE_SETTINGS)
 def needle() -> SequenceTaskConfig:
     """Supervised sequence modeling: retrieve the value of one key from a long text of filler."""
     return SequenceTaskConfig(suite=Needle(), eval_items=(), eval_rows=256)
 
 
-@recipe("multikey-needle", settings=_SEQUENCE_SETTINGS)
+@recipe("multikey-needle", title="Needles with 8 keys in filler", settings=_SEQUENCE_SETTINGS)
 def multikey_needle() -> SequenceTaskConfig:
     """Supervised sequence modeling: 8 key-value pairs in filler; retrieve the value of one key."""
     return SequenceTaskConfig(suite=Needle(vocab_size=80, num_items=8))
 
 
-@recipe("selective-copy", settings=_SEQUENCE_SETTINGS)
+@recipe("selective-copy", title="Selective copy", settings=_SEQUENCE_SETTINGS)
 def selective_copy() -> SequenceTaskConfig:
     """Supervised sequence modeling: repeat 8 tokens scattered in noise, in order."""
     return SequenceTaskConfig(suite=SelectiveCopy())
 
 
-@recipe("induction", settings=_SEQUENCE_SETTINGS)
+@recipe("induction", title="Induction", settings=_SEQUENCE_SETTINGS)
 def induction() -> SequenceTaskConfig:
     """Supervised sequence modeling: predict the token after the first occurrence of the trigger."""
     return SequenceTaskConfig(suite=Induction(), eval_items=(), eval_rows=256)
 
 
-@recipe("parity", settings=_TRACKING_SETTINGS)
+@recipe("parity", title="Parity of the bits so far", settings=_TRACKING_SETTINGS)
 def parity() -> SequenceTaskConfig:
     """Supervised sequence modeling: predict the parity of the bits so far, after each bit."""
     return _tracking_config("Z2")
 
 
-@recipe("state-tracking", settings=_permutation_settings(2))
+@recipe("state-tracking", title="S3, permutations of 3 items", settings=_permutation_settings(2))
 def state_tracking() -> SequenceTaskConfig:
     """Supervised sequence modeling: after each permutation of 3 items, predict the product so far."""
     # If a GRU learns the task, it does so within one to two million tokens, while the learning rate is high.
     return dataclasses.replace(_tracking_config("S3"), total_steps=4_000_000)
 
 
-@recipe("state-tracking-s5", settings=_permutation_settings(4))
+@recipe("state-tracking-s5", title="S5, permutations of 5 items", settings=_permutation_settings(4))
 def state_tracking_s5() -> SequenceTaskConfig:
     """Supervised sequence modeling: after each permutation of 5 items, predict the product so far."""
     return dataclasses.replace(_tracking_config("S5", 120), total_steps=4_000_000)

@@ -18,7 +18,12 @@ from scrubjay.memory import make_config
 TWO_LAYERS = {"hcam": {"num_layers": 2}}
 
 
-@recipe("tmaze", longer=("corridor_length", (1, 2, 5, 10, 100)), episode_steps=51)
+@recipe(
+    "tmaze",
+    title="T-maze, corridor of 50 steps",
+    longer=("corridor_length", (1, 2, 5, 10, 100)),
+    episode_steps=51,
+)
 def tmaze() -> TrainConfig:
     """T-maze, corridor of 50 steps: a cue at the start shows where to turn at the end."""
     return TrainConfig(
@@ -44,7 +49,13 @@ def tmaze() -> TrainConfig:
 _SLOT_SETTINGS = {"elmur": {"chunk_size": 4, "num_slots": 2, "blend": 0.0}}
 
 
-@recipe("tmaze-20", longer=("corridor_length", (1, 25, 500)), settings=_SLOT_SETTINGS, episode_steps=21)
+@recipe(
+    "tmaze-20",
+    title="T-maze, corridor of 20 steps",
+    longer=("corridor_length", (1, 25, 500)),
+    settings=_SLOT_SETTINGS,
+    episode_steps=21,
+)
 def tmaze_20() -> TrainConfig:
     """T-maze, corridor of 20 steps, with the settings of tmaze; tested at lengths up to 10,000."""
     config = tmaze()
@@ -77,7 +88,12 @@ def _gru_config(
     )
 
 
-@recipe("tmaze-demo", longer=("corridor_length", (1, 2, 5, 10)), episode_steps=21)
+@recipe(
+    "tmaze-demo",
+    title="T-maze, corridor of 20 steps, short training",
+    longer=("corridor_length", (1, 2, 5, 10)),
+    episode_steps=21,
+)
 def tmaze_demo() -> TrainConfig:
     """T-maze, corridor of 20 steps: trains in one to two minutes on a laptop."""
     return _gru_config(
@@ -90,19 +106,30 @@ def tmaze_demo() -> TrainConfig:
     )
 
 
-@recipe("repeat-previous", longer=("num_decks", (1, 2, 5, 10)), episode_steps=51)
+@recipe(
+    "repeat-previous",
+    title="RepeatPrevious, 4 steps back",
+    longer=("num_decks", (1, 2, 5, 10)),
+    episode_steps=51,
+)
 def repeat_previous() -> TrainConfig:
     """Name the suit of the card shown four steps ago."""
     return _gru_config("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, PPOConfig())
 
 
-@recipe("recall-demo", episode_steps=51)
+@recipe("recall-demo", title="RepeatPrevious, short training", episode_steps=51)
 def recall_demo() -> TrainConfig:
     """Name the suit of the card shown four steps ago; the short training of `scrubjay demo`."""
     return dataclasses.replace(repeat_previous(), total_steps=250_000)
 
 
-@recipe("autoencode", longer=("num_cards", (1, 2, 4)), settings=TWO_LAYERS, episode_steps=15)
+@recipe(
+    "autoencode",
+    title="Autoencode, 8 cards",
+    longer=("num_cards", (1, 2, 4)),
+    settings=TWO_LAYERS,
+    episode_steps=15,
+)
 def autoencode() -> TrainConfig:
     """Watch 8 cards, then name their suits in reverse order."""
     return _gru_config(
@@ -114,7 +141,7 @@ def autoencode() -> TrainConfig:
     )
 
 
-@recipe("memory-planning", settings=TWO_LAYERS, episode_steps=20)
+@recipe("memory-planning", title="MemoryPlanning, 2 x 2 grid", settings=TWO_LAYERS, episode_steps=20)
 def memory_planning() -> TrainConfig:
     """Explore an unknown 2 x 2 torus and walk to a sequence of goals."""
     return _gru_config(
@@ -125,7 +152,13 @@ def memory_planning() -> TrainConfig:
     )
 
 
-@recipe("key-to-door", longer=("distract_steps", (1, 2, 5, 10)), settings=TWO_LAYERS, episode_steps=31)
+@recipe(
+    "key-to-door",
+    title="KeyToDoor",
+    longer=("distract_steps", (1, 2, 5, 10)),
+    settings=TWO_LAYERS,
+    episode_steps=31,
+)
 def key_to_door() -> TrainConfig:
     """Pick up a colored key, wait, then enter the door of the same color."""
     return _gru_config(
@@ -141,7 +174,7 @@ def key_to_door() -> TrainConfig:
     )
 
 
-@recipe("count-recall", settings=TWO_LAYERS, episode_steps=11)
+@recipe("count-recall", title="CountRecall, 12 cards", settings=TWO_LAYERS, episode_steps=11)
 def count_recall() -> TrainConfig:
     """Count how often the queried card has occurred among up to 12 cards."""
     return _gru_config(
@@ -188,13 +221,18 @@ def _ballet_config(dancers: dict[str, Any], chunks: int, num_envs: int, segment_
     )
 
 
-@recipe("ballet", settings={"hcam": _hcam_settings(4)}, episode_steps=66)
+@recipe("ballet", title="Ballet, 2 dancers", settings={"hcam": _hcam_settings(4)}, episode_steps=66)
 def ballet() -> TrainConfig:
     """Ballet: watch 2 dancers, then walk to the one whose dance is named; see also ballet-4 and -8."""
     return _ballet_config({"num_dancers": 2, "delay": 2}, 4, num_envs=192, segment_length=64)
 
 
-@recipe("ballet-4", settings={"hcam": _hcam_settings(10), "landmark": {"top_k": 10}}, episode_steps=160)
+@recipe(
+    "ballet-4",
+    title="Ballet, 2 to 4 dancers",
+    settings={"hcam": _hcam_settings(10), "landmark": {"top_k": 10}},
+    episode_steps=160,
+)
 def ballet_4() -> TrainConfig:
     """Ballet with 2 to 4 dancers and 16 steps between dances."""
     return _ballet_config(
@@ -202,7 +240,12 @@ def ballet_4() -> TrainConfig:
     )
 
 
-@recipe("ballet-8", settings={"hcam": _hcam_settings(18), "landmark": {"top_k": 18}}, episode_steps=288)
+@recipe(
+    "ballet-8",
+    title="Ballet, 2 to 8 dancers",
+    settings={"hcam": _hcam_settings(18), "landmark": {"top_k": 18}},
+    episode_steps=288,
+)
 def ballet_8() -> TrainConfig:
     """Ballet with 2 to 8 dancers and 16 steps between dances."""
     return _ballet_config(
@@ -210,7 +253,7 @@ def ballet_8() -> TrainConfig:
     )
 
 
-@recipe("ballet-reconstruction")
+@recipe("ballet-reconstruction", title="Ballet, with HCAM's reconstruction loss")
 def ballet_reconstruction() -> TrainConfig:
     """Ballet with symbolic observations and HCAM's reconstruction loss."""
     return _gru_config(
@@ -222,19 +265,19 @@ def ballet_reconstruction() -> TrainConfig:
     )
 
 
-@recipe("ballet-probe", settings=_PROBE_SETTINGS)
+@recipe("ballet-probe", title="Ballet, supervised, 2 dancers", settings=_PROBE_SETTINGS)
 def ballet_probe() -> BalletProbeConfig:
     """Supervised: watch 2 dancers, then name the dancer of each dance; see also ballet-probe-4 and -8."""
     return BalletProbeConfig()
 
 
-@recipe("ballet-probe-4", settings=_PROBE_SETTINGS)
+@recipe("ballet-probe-4", title="Ballet, supervised, 4 dancers", settings=_PROBE_SETTINGS)
 def ballet_probe_4() -> BalletProbeConfig:
     """Supervised: watch 4 dancers, then name the dancer of each dance."""
     return BalletProbeConfig(num_dancers=4)
 
 
-@recipe("ballet-probe-8", settings=_PROBE_SETTINGS)
+@recipe("ballet-probe-8", title="Ballet, supervised, 8 dancers", settings=_PROBE_SETTINGS)
 def ballet_probe_8() -> BalletProbeConfig:
     """Supervised: watch 8 dancers, then name the dancer of each dance."""
     return BalletProbeConfig(num_dancers=8)
@@ -249,25 +292,25 @@ def _popgym_config(env_id: str, kwargs: dict[str, KwargValue], gamma: float) -> 
     return _gru_config(env_id, kwargs, learner, total_steps=1_000_000)
 
 
-@recipe("popgym-repeat-previous", settings=TWO_LAYERS, episode_steps=51)
+@recipe("popgym-repeat-previous", title="POPGym RepeatPreviousEasy", settings=TWO_LAYERS, episode_steps=51)
 def popgym_repeat_previous() -> TrainConfig:
     """POPGym's RepeatPreviousEasy: name the suit of the card shown four steps ago."""
     return _popgym_config("scrubjay/RepeatPrevious-v0", {"k": 4}, gamma=0.9)
 
 
-@recipe("popgym-autoencode", settings=TWO_LAYERS, episode_steps=103)
+@recipe("popgym-autoencode", title="POPGym AutoencodeEasy", settings=TWO_LAYERS, episode_steps=103)
 def popgym_autoencode() -> TrainConfig:
     """POPGym's AutoencodeEasy: watch 52 cards, then name their suits in reverse order."""
     return _popgym_config("scrubjay/Autoencode-v0", {"num_cards": 52}, gamma=0.9)
 
 
-@recipe("popgym-count-recall", settings=TWO_LAYERS, episode_steps=51)
+@recipe("popgym-count-recall", title="POPGym CountRecallEasy", settings=TWO_LAYERS, episode_steps=51)
 def popgym_count_recall() -> TrainConfig:
     """POPGym's CountRecallEasy: count the cards of the queried color among up to 52."""
     return _popgym_config("scrubjay/CountRecall-v0", {"num_cards": 52, "num_values": 2}, gamma=0.9)
 
 
-@recipe("popgym-cartpole", settings=TWO_LAYERS, episode_steps=200)
+@recipe("popgym-cartpole", title="POPGym PositionOnlyCartPoleEasy", settings=TWO_LAYERS, episode_steps=200)
 def popgym_cartpole() -> TrainConfig:
     """POPGym's PositionOnlyCartPoleEasy: balance a pole; only position and angle are observed."""
     return _popgym_config("popgym:popgym-PositionOnlyCartPoleEasy-v0", {}, gamma=0.99)

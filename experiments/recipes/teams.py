@@ -14,7 +14,7 @@ from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
 
 
-@recipe("uav-small")
+@recipe("uav-small", title="Base stations, 2 UAVs")
 def uav_small() -> TeamTaskConfig:
     """Two UAV base stations learn where to fly and on which sub-channel to serve users."""
     return TeamTaskConfig(
@@ -26,7 +26,7 @@ def uav_small() -> TeamTaskConfig:
     )
 
 
-@recipe("uav-paper")
+@recipe("uav-paper", title="Base stations, 4 UAVs")
 def uav_paper() -> TeamTaskConfig:
     """Four UAV base stations, at the scale used in papers."""
     return TeamTaskConfig(
@@ -36,7 +36,9 @@ def uav_paper() -> TeamTaskConfig:
     )
 
 
-@recipe("uav-three", sizes=("num_uavs", (2, 3, 4, 6, 8, 10)))
+@recipe(
+    "uav-three", title="Base stations, 3 UAVs with a shared actor", sizes=("num_uavs", (2, 3, 4, 6, 8, 10))
+)
 def uav_three() -> TeamTaskConfig:
     """Three UAV base stations with a shared actor without identity, tested in teams of two to ten."""
     return TeamTaskConfig(
@@ -47,7 +49,7 @@ def uav_three() -> TeamTaskConfig:
     )
 
 
-@recipe("uav-city")
+@recipe("uav-city", title="Base stations, 10 UAVs with a shared actor")
 def uav_city() -> TeamTaskConfig:
     """Ten UAV base stations with a shared actor, a hundred users and three hot spots."""
     return TeamTaskConfig(
@@ -59,7 +61,7 @@ def uav_city() -> TeamTaskConfig:
     )
 
 
-@recipe("spread")
+@recipe("spread", title="simple_spread, 3 agents")
 def spread() -> TeamTaskConfig:
     """Three agents cover three landmarks without collisions: simple_spread_v3 (extra `mpe`)."""
     return TeamTaskConfig(

@@ -7,7 +7,7 @@ import pytest
 
 from scrubjay.experiments import RECIPES, TrainConfig, with_memory
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.recipes.registry import longer_range, recipe, size_range
+from scrubjay.experiments.recipes.registry import longer_range, recipe, size_range, task_title
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.memory import list_memories, make_config
@@ -120,6 +120,7 @@ def test_what_is_declared_is_known(short_recipe, tiny):
     assert short_recipe() == tiny(recipe="short")
     assert longer_range("short") == ("corridor_length", (1, 3))
     assert size_range("short") is None
+    assert task_title("short") == "short"
     assert vars(with_memory(short_recipe(), "hcam").memory)["chunk_size"] == 2
     config: Experiment = override("short", ["--memory", "hcam", "--seed", "3"])
     assert (config.recipe, config.label, config.seed) == ("short", "hcam", 3)
@@ -134,3 +135,5 @@ def test_a_name_is_given_once(short_recipe):
 def test_runs_of_recipes_that_are_no_more_are_read_without_them():
     assert longer_range("abolished") is None
     assert size_range("abolished") is None
+    assert task_title("abolished") == "abolished"
+    assert task_title("tmaze-20") == "T-maze, corridor of 20 steps"
