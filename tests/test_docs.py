@@ -43,6 +43,13 @@ def with_outputs(document: str, language: str) -> list[tuple[str, str]]:
     return re.findall(block, (ROOT / document).read_text() + "\n", re.MULTILINE | re.DOTALL)
 
 
+def write_files(document: str, folder: Path) -> None:
+    """Write the snippets of a page whose first line is the name of a file, as `# keys.py`."""
+    block = r"^```(?:python|yaml)\n(# (\w+\.(?:py|yaml))\n.*?)^```$"
+    for text, name in re.findall(block, (ROOT / document).read_text(), re.MULTILINE | re.DOTALL):
+        (folder / name).write_text(text)
+
+
 def check_output(shown: str, printed: str, code: str) -> None:
     """Compare an output with the one on the page, where `...` stands for any text."""
     pattern = ".*?".join(re.escape(part.strip()) for part in shown.split("..."))
@@ -81,6 +88,7 @@ def test_python_snippets_run_in_order(document, whole, tmp_path):
     code = with_outputs(document, "python")
     run_here = [(snippet, shown) for snippet, shown in code if whole or REAL not in snippet]
     assert len(code) - 1 <= len(run_here)
+    write_files(document, tmp_path)
     runs(run_here, tmp_path)
 
 
@@ -124,9 +132,10 @@ def test_release_notes_are_short():
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("document", with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "sh"))
 def test_shell_snippets_run(document, tmp_path):
+    write_files(document, tmp_path)
     for snippet, shown in with_outputs(document, "sh"):
         printed = ""
-        for line in snippet.splitlines():
+        for line in snippet.replace("\\\n", "").splitlines():
             if line.startswith("make "):
                 # The suite cannot run itself, so make only prints its commands.
                 command, cwd = f"{line.replace('make', 'make -n', 1)}", ROOT

@@ -105,7 +105,7 @@ def test_flags_override_the_file(write):
 
 
 def test_the_example_of_the_documentation_is_as_the_flags(write):
-    page = (Path(__file__).parents[3] / "docs" / "guide" / "command.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "guide" / "train.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     flags = [
         "--total-steps",
