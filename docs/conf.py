@@ -1,6 +1,7 @@
 """Sphinx configuration of the site: written pages, generated pages and executed tutorials."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,4 +67,6 @@ def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, 
 
 def _replace_links(app: Sphinx, page: str, source: list[str]) -> None:
     """Replace links to files outside `docs` by links to pages of the site or to copies of the files."""
-    source[0] = on_site(add_download_link(source[0], page), (Path(app.srcdir) / page).parent)
+    text = on_site(add_download_link(source[0], page), (Path(app.srcdir) / page).parent)
+    # An interval in a table stays on one line.
+    source[0] = re.sub(r"(-?\d[\d.]*) \[(-?\d[\d.]*), (-?\d[\d.]*)\]", "\\1\u00a0[\\2,\u00a0\\3]", text)
