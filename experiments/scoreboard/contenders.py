@@ -14,7 +14,7 @@ from scrubjay.memory.hcam import HCAMConfig
 
 MEMORIES = ("none", "gru", "lstm", "lru", "gated_delta", "gtrxl", "sink", "hcam")
 """Memories of the scoreboard, with Scrubjay's PPO."""
-FURTHER = ("comba", "rwkv7", "mamba2", "mamba3")
+FURTHER = ("comba", "rwkv7", "mamba2", "mamba3", "xlstm")
 """Further memories that can be named. Their state has one size for any episode."""
 PEERS = ("recurrent_ppo", "recurrent_ppo_defaults")
 """sb3-contrib's RecurrentPPO: with the settings of Scrubjay's learner, and with its own defaults.
