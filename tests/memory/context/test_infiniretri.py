@@ -196,6 +196,7 @@ def test_neither_text_nor_question_has_control_tokens(tiny_chat):
     assert attack_tokens == plain_tokens
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_the_answer_equals_that_of_greedy_generation(reader):
     *_, tail = reader._prompt("Which?")
     prompt = torch.tensor([tail])
