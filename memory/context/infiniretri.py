@@ -217,8 +217,8 @@ class InfiniRetri:
         cache = None
         while len(answer) < max_new_tokens and (not answer or answer[-1] not in ends):
             new = torch.tensor([answer[-1:] or prompt], device=model.device)
-            output = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1, return_dict=True)
-            cache = output.past_key_values
+            output = model(new, cache=cache, use_cache=True, logits_to_keep=1, return_dict=True)
+            cache = output.cache
             answer.append(int(output.logits[0, -1].argmax()))
         return answer
 
