@@ -22,7 +22,11 @@ _LEARNERS: Registry[LearnerConfig] = Registry(
 
 
 def register_learner(name: str, config_class: type[LearnerConfig]) -> None:
-    """Add a learner of your own under `name`. Raises ValueError if the name is taken."""
+    """Add a learner of your own under `name`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
     if name in MODES:
         raise ValueError(f"learner {name!r} is already registered as a mode of gamatr; choose another name")
     _LEARNERS.register(name, config_class)

@@ -8,8 +8,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from markup import escape_bars
+from names import NameOrCode, hide_exports, link_code, link_outside
 from notebooks import add_download_link, write_notebooks
-from pages import escape_bars, write_pages
+from pages import write_pages
 from sphinx.application import Sphinx
 from sphinx.ext import napoleon
 from sphinx.ext.napoleon.docstring import GoogleDocstring
@@ -40,9 +42,14 @@ nb_output_stderr = "remove"  # warnings contain paths of the build machine
 os.environ.pop("MPLBACKEND", None)  # with a backend set, kernels show no figures
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"State": "scrubjay.memory.State", "Observation": "scrubjay.agents.Observation"}
 autodoc_preserve_defaults = True
-# Docstrings have code in single backticks.
-default_role = "code"
+autodoc_inherit_docstrings = False  # else constructors have those of torch and gymnasium
+autoclass_content = "both"  # the docstring of a class, then that of its constructor
+python_maximum_signature_line_length = 90  # longer signatures have a line for each parameter
+toc_object_entries_show_parents = "hide"
+# Docstrings have code in single backticks. A name of the reference becomes a link.
+default_role = "name-or-code"
 _NAPOLEON: Any = napoleon.Config()
 
 
@@ -51,6 +58,10 @@ def setup(app: Sphinx) -> None:
     app.connect("config-inited", lambda app, _: _write(Path(app.srcdir) / "generated"))
     app.connect("autodoc-process-docstring", _process)
     app.connect("source-read", _replace_links)
+    app.connect("doctree-read", link_code)
+    app.connect("env-updated", hide_exports)
+    app.connect("missing-reference", link_outside)
+    app.add_role("name-or-code", NameOrCode())
 
 
 def _write(folder: Path) -> None:
@@ -62,6 +73,7 @@ def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, 
     """Convert a docstring to reStructuredText. Attributes are excluded: napoleon reads "a: b" as a type."""
     escape_bars(lines)
     if what not in ("attribute", "property"):
+        lines[:] = [line for line in lines if not line.startswith("Alias for field number")]
         lines[:] = GoogleDocstring(lines, _NAPOLEON, app, what, name, thing, options).lines()
 
 

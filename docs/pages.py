@@ -19,21 +19,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 from leaderboard import Row, format_score, leaderboard, read_scores, title_of
+from markup import as_rst, module_docstring, title
 from PIL import Image
 from policy_plot import DESCRIPTION as POLICY_PLOT
 from policy_plot import draw_policy
 from reach import DESCRIPTION as REACH
 from reach import draw_reach
+from reference import write_reference
 from sphinx.pycode import ModuleAnalyzer
 from tables import ROOT, write_others, write_tables
 
 from scrubjay import envs, memory
 from scrubjay.memory import context
-
-_PACKAGES = (
-    "memory", "memory.context", "memory.contract", "kernels", "envs", "agents", "agents.langchain",
-    "experiments",
-)  # fmt: skip
 
 
 def write_pages(folder: Path) -> None:
@@ -41,7 +38,7 @@ def write_pages(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     scores = list(read_scores(ROOT / "experiments" / "results"))
-    for section in ("memories", "policies", "environments", "reference"):
+    for section in ("memories", "policies", "environments"):
         (folder / section).mkdir()
     for name in memory.list_memories():
         (folder / "memories" / f"{name}.rst").write_text(_memory(name, scores) + "\n", encoding="utf-8")
@@ -51,12 +48,7 @@ def write_pages(folder: Path) -> None:
         draw_policy(name, folder / "policies" / f"{name}.png")
     pages = {_slug(id): _environment(id, folder / "environments") for id in envs.list_environments()}
     _section(folder, "environments", "Environments", pages)
-    _section(
-        folder,
-        "reference",
-        "Reference",
-        {package.replace(".", "-"): _reference(package) for package in _PACKAGES},
-    )
+    write_reference(folder / "reference")
     (folder / "leaderboard.md").write_text(leaderboard(scores), encoding="utf-8")
     write_others(folder)
     write_tables(folder)
@@ -69,28 +61,28 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
     paper, file, state, reach = _table_rows(ROOT / "memory" / "README.md")[f"`{name}`"]
     laws = "nine" if model.retrieves else "eight; law 7 applies to memories that retrieve"
     facts = {
-        "Paper": _as_rst(paper),
-        "Reach": _as_rst(reach),
+        "Paper": as_rst(paper),
+        "Reach": as_rst(reach),
         "State size": f"{state} per agent at width 64",
         "Parameters": f"{sum(p.numel() for p in model.parameters()):,} at width {config.dim}",
         "Laws": laws,
-        "File": _as_rst(file),
+        "File": as_rst(file),
         "Usage": f"``scrubjay.memory.make({name!r}, dim=64)``, ``--memory {name}``",
     }
     image = f".. image:: {name}.png\n   :alt: Influence of earlier inputs on {name}"
     parts = [
-        _title(name),
+        title(name),
         _facts(facts),
         *_about_and_sizes(kind),
-        _title("Differs from the paper in", "-"),
+        title("Differs from the paper in", "-"),
         differences(name),
-        _title("Influence of earlier inputs", "-"),
+        title("Influence of earlier inputs", "-"),
         REACH,
         image,
     ]
     costs = _table_rows(ROOT / "experiments" / "bench" / "memories.md")
     if name in costs:
-        parts += [_title("Cost", "-"), _facts(dict(zip(_COSTS, costs[name], strict=False)))]
+        parts += [title("Cost", "-"), _facts(dict(zip(_COSTS, costs[name], strict=False)))]
     results = [row for row in scores if row["memory"] == name and not row.get("test")]
     if results:
         scores_by_task: dict[str, list[float]] = defaultdict(list)
@@ -100,7 +92,7 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
             title_of(task): f"{format_score(of)}, {_pluralize(len(of), 'seed')}"
             for task, of in sorted(scores_by_task.items())
         }
-        parts += [_title("Results", "-"), _facts(facts_by_task), "All results: :doc:`../leaderboard`."]
+        parts += [title("Results", "-"), _facts(facts_by_task), "All results: :doc:`../leaderboard`."]
     return "\n\n".join(parts)
 
 
@@ -129,17 +121,17 @@ def _policy(name: str) -> tuple[str, str]:
     facts = {"Usage": f"``scrubjay.memory.context.make({name!r})``, ``--policy {name}``"}
     image = f".. image:: {name}.png\n   :alt: Tokens retained by {name}"
     parts = [
-        _title(name),
+        title(name),
         _facts(facts),
         *_about_and_sizes(kind),
-        _title("Retained tokens", "-"),
+        title("Retained tokens", "-"),
         POLICY_PLOT,
         image,
     ]
     results = _policy_results(name)
     if results:
-        parts += [_title("Cost and results", "-"), _facts(results)]
-    return _docstring(importlib.import_module(kind.__module__)), "\n\n".join(parts)
+        parts += [title("Cost and results", "-"), _facts(results)]
+    return module_docstring(importlib.import_module(kind.__module__)), "\n\n".join(parts)
 
 
 def _policy_results(policy: str) -> dict[str, str]:
@@ -160,8 +152,8 @@ def _policy_results(policy: str) -> dict[str, str]:
 
 
 def _about_and_sizes(kind: type[Any]) -> list[str]:
-    about = _docstring(importlib.import_module(kind.__module__))
-    return [_title("Description", "-"), about, _title("Settings", "-"), _fields(kind)]
+    about = module_docstring(importlib.import_module(kind.__module__))
+    return [title("Description", "-"), about, title("Settings", "-"), _fields(kind)]
 
 
 def _environment(id: str, folder: Path) -> tuple[str, str]:
@@ -183,23 +175,7 @@ def _environment(id: str, folder: Path) -> tuple[str, str]:
     }
     image = f".. image:: {picture}\n   :alt: First step of an episode of {id}"
     about = inspect.getdoc(kind) or ""
-    return about, "\n\n".join([_title(id), _facts(facts), image, about])
-
-
-def _reference(package: str) -> tuple[str, str]:
-    module = importlib.import_module(f"scrubjay.{package}")
-    about = _docstring(module)
-    parts = [_title(f"scrubjay.{package}"), about]
-    for name in sorted(module.__all__):
-        value = getattr(module, name)
-        if inspect.isclass(value) and value.__module__.startswith("scrubjay"):
-            parts.append(f".. autoclass:: scrubjay.{package}.{name}\n   :members:\n   :no-index:")
-        elif inspect.isroutine(value):
-            parts.append(f".. autofunction:: scrubjay.{package}.{name}\n   :no-index:")
-        else:
-            kind = value if hasattr(value, "__origin__") else type(value).__name__
-            parts.append(f"``scrubjay.{package}.{name}``\n   ``{kind}``")
-    return about, "\n\n".join(parts)
+    return about, "\n\n".join([title(id), _facts(facts), image, about])
 
 
 def _fields(kind: type[Any]) -> str:
@@ -221,21 +197,20 @@ def _fields(kind: type[Any]) -> str:
     return "\n\n".join(lines) or "None."
 
 
-def _section(folder: Path, name: str, title: str, pages: Mapping[str, tuple[str, str]]) -> None:
+def _section(folder: Path, name: str, heading: str, pages: Mapping[str, tuple[str, str]]) -> None:
     """Write pages and an index with the first paragraph of each."""
     leads = []
     for page, (about, text) in pages.items():
         (folder / name / f"{page}.rst").write_text(text + "\n", encoding="utf-8")
         leads.append(f":doc:`{page}`\n   {' '.join(about.partition(chr(10) * 2)[0].split())}")
     names = "\n".join(f"   {page}" for page in pages)
-    parts = [_title(title), _INTRODUCTIONS[name], *leads, f".. toctree::\n   :hidden:\n\n{names}\n"]
+    parts = [title(heading), _INTRODUCTIONS[name], *leads, f".. toctree::\n   :hidden:\n\n{names}\n"]
     (folder / name / "index.rst").write_text("\n\n".join(parts), encoding="utf-8")
 
 
 _INTRODUCTIONS = {
     "policies": "Cache policies decide which tokens a language model retains and reads.",
     "environments": 'Make one with ``gymnasium.make("scrubjay.envs:ID")`` or many with ``make_vec``.',
-    "reference": "Public API of each package.",
 }
 
 
@@ -249,31 +224,9 @@ def _table_rows(path: Path) -> dict[str, list[str]]:
     return rows
 
 
-def _docstring(module: Any) -> str:
-    """Return a module's docstring as reStructuredText."""
-    return _as_rst(inspect.getdoc(module) or "")
-
-
-def _as_rst(markdown: str) -> str:
-    """Convert Markdown links to reStructuredText and link arXiv papers."""
-    lines = markdown.splitlines()
-    escape_bars(lines)
-    text = re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"`\1 <\2>`__", "\n".join(lines))
-    return re.sub(r"\barXiv\s(\d{4}\.\d{5})\b", r"`arXiv \1 <https://arxiv.org/abs/\1>`__", text)
-
-
-def escape_bars(lines: list[str]) -> None:
-    """Escape bars outside code in place. docutils would read |x| as a substitution."""
-    lines[:] = [re.sub(r"\|(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"\\|", line) for line in lines]
-
-
 def _facts(facts: Mapping[str, str]) -> str:
     rows = "\n".join(f"   * - {name}\n     - {value}" for name, value in facts.items() if value)
     return f".. list-table::\n   :widths: 30 70\n\n{rows}"
-
-
-def _title(text: str, under: str = "=") -> str:
-    return f"{text}\n{under * len(text)}"
 
 
 def _pluralize(number: int, what: str) -> str:

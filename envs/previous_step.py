@@ -23,10 +23,16 @@ Input = Literal["observation", "action", "reward"]
 class PreviousStep(gymnasium.Wrapper, RecordConstructorArgs):
     """Wrapper that turns each observation into a dict that also holds the previous action and reward.
 
-    `inputs` selects the keys of the dict: "observation", "action" and "reward". After a reset the
-    reward is 0 and the action is "no action": an extra index of a Discrete or MultiDiscrete space, zeros of a
-    Box or MultiBinary space. In a Dict or Tuple space every part is "no action". Raises ValueError on unknown
-    inputs and TypeError on another type of action space.
+    After a reset the reward is 0 and the action is "no action": an extra index of a Discrete or MultiDiscrete
+    space, zeros of a Box or MultiBinary space. In a Dict or Tuple space every part is "no action".
+
+    Args:
+        env: Environment to wrap.
+        inputs: Keys of the dict: "observation", "action" and "reward".
+
+    Raises:
+        ValueError: On unknown inputs.
+        TypeError: On another type of action space.
     """
 
     stateless = True
@@ -56,7 +62,12 @@ class PreviousStep(gymnasium.Wrapper, RecordConstructorArgs):
 class PreviousSteps(VectorWrapper):
     """`PreviousStep` for vector environments with same-step autoreset (`AutoresetMode.SAME_STEP`).
 
-    Raises ValueError on another autoreset mode, and the errors of `PreviousStep`.
+    Args:
+        env: Vector environment to wrap.
+        inputs: Keys of the dict, as in `PreviousStep`.
+
+    Raises:
+        ValueError: On another autoreset mode, and the errors of `PreviousStep`.
     """
 
     stateless = True
@@ -75,7 +86,11 @@ class PreviousSteps(VectorWrapper):
         self.observation_space = batch_space(self._builder.space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Reset all sub-environments. Raises ValueError on a `reset_mask`."""
+        """Reset all sub-environments.
+
+        Raises:
+            ValueError: On a `reset_mask`.
+        """
         if options is not None and "reset_mask" in options:
             raise ValueError(
                 "reset_mask is not supported: the previous actions of environments that continue are not "

@@ -30,8 +30,14 @@ class TextObservation(gymnasium.ObservationWrapper, RecordConstructorArgs):
     word, and so is each other character except whitespace. Case matters. Two words have the same hashes with
     a probability of 1 in 262,144.
 
-    With `text="drop"` the entry is removed from its Dict or Tuple. Raises ValueError if nothing remains, on
-    an unknown mode, and on a text of more than 64 words.
+    With `text="drop"` the entry is removed from its Dict or Tuple.
+
+    Args:
+        env: Environment to wrap.
+        text: "encode" or "drop".
+
+    Raises:
+        ValueError: If nothing remains, on an unknown mode, and on a text of more than 64 words.
     """
 
     stateless = True

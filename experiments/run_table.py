@@ -49,7 +49,8 @@ class Runs:
     | `training_success`, `training_return` | means over the last 100 training episodes |
     | `config.NAME` | settings, such as `config.policy.memory.name` |
 
-    Example:
+    Example::
+
         frame = Runs.load("runs/sweep").to_pandas()
         frame[frame.status == "finished"].groupby("config.policy.memory.name").success.mean()
     """
@@ -67,7 +68,8 @@ class Runs:
         A run that cannot be read has a row with the status "damaged" and the reason. `trust` permits links in
         run directories, as in `Run.load`. Links to other folders are not followed.
 
-        Raises ValueError if a folder does not exist or has no runs.
+        Raises:
+            ValueError: If a folder does not exist or has no runs.
         """
         rows: dict[str, Row] = {}
         for folder in map(Path, folders):

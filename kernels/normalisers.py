@@ -22,7 +22,10 @@ def merge(parts: Sequence[Part]) -> Float[Tensor, "*batch V"]:
     """Return the attention output over the keys of all parts; exact zeros where all parts are empty.
 
     Gradients flow through outputs and lse values. A part with an lse of -inf is empty. Its output is ignored,
-    even if it is NaN. Raises ValueError if there are no parts or shapes differ.
+    even if it is NaN.
+
+    Raises:
+        ValueError: If there are no parts or shapes differ.
     """
     if not parts:
         raise ValueError("parts=[]: merge got no parts; pass at least one pair of an output and its lse")

@@ -53,7 +53,11 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
 
 
 def register(name: str, config_class: type[MemoryConfig]) -> None:
-    """Register a memory's config class under `name`. Raises ValueError if the name is taken."""
+    """Register a memory's config class under `name`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
     _CONFIGS.register(name, config_class)
 
 
@@ -66,11 +70,16 @@ def list_memories() -> list[str]:
 def make_config(name: str, *, paper: bool | Any = False, **fields: Any) -> MemoryConfig:
     """Return the config of a memory by name, with defaults for fields that are not passed.
 
-    With `paper`, fields that are not passed have the values of the memory's paper where these differ from the
-    defaults. The page of each memory lists the differences.
+    Args:
+        name: Name from `list_memories`.
+        paper: Use the values of the memory's paper for fields that are not passed. The page of each memory
+            lists the values that differ from the defaults.
+        fields: Fields of the memory's config, such as `dim`.
 
-    Raises ValueError on an unknown name or field. The message lists the choices. Also raises ValueError if
-    `paper` is True and the memory cannot follow its paper. The message gives the reason.
+    Raises:
+        ValueError: On an unknown name or field. The message lists the choices.
+        ValueError: If `paper` is True and the memory cannot follow its paper. The message gives the reason.
+        TypeError: If `paper` is not a bool.
     """
     if not isinstance(paper, bool):
         raise TypeError(f"memory {name!r} has paper={paper!r}: must be True or False")
@@ -87,12 +96,22 @@ def make(name: str, *, paper: bool | Any = False, **fields: Any) -> Memory:
 
     `make("gated_delta", paper=True, dim=128)` builds the memory with the values of its paper.
 
-    Raises ValueError on an unknown name, field or size, or if `paper` is True and the memory cannot follow
-    its paper.
+    Args:
+        name: Name from `list_memories`.
+        paper: Use the values of the memory's paper for fields that are not passed.
+        fields: Fields of the memory's config, such as `dim`.
+
+    Raises:
+        ValueError: On an unknown name, field or size, or if `paper` is True and the memory cannot follow its
+            paper.
     """
     return make_config(name, paper=paper, **fields).build()
 
 
 def name_of(config: MemoryConfig) -> str:
-    """Return the registered name of a config's class. Raises ValueError if the class is not registered."""
+    """Return the registered name of a config's class.
+
+    Raises:
+        ValueError: If the class is not registered.
+    """
     return _CONFIGS.name_of(config)

@@ -51,7 +51,9 @@ _MAX_CONFIG_BYTES = 2**25
 class SequenceConfig:
     """Sizes of `SequenceModel`. The model has the width of its memories.
 
-    Raises ValueError on an invalid size, and TypeError if `memory` is not a config.
+    Raises:
+        ValueError: On an invalid size.
+        TypeError: If `memory` is not a config.
     """
 
     vocab_size: int
@@ -136,9 +138,10 @@ class SequenceModel(
 
         `start[b, t]` marks `tokens[b, t]` as the first token of a new sequence.
 
-        Raises ValueError if the shape of an argument is wrong, if the entries of `state` do not match the
-        model, if a token is outside the vocabulary, or if `start` is not bool. Raises TypeError if `tokens`
-        or `start` is not a tensor, or if `state` is not a dict.
+        Raises:
+            ValueError: If the shape of an argument is wrong, if the entries of `state` do not match the
+                model, if a token is outside the vocabulary, or if `start` is not bool.
+            TypeError: If `tokens` or `start` is not a tensor, or if `state` is not a dict.
         """
         _check_tokens(tokens)
         check_start(start, tokens)
@@ -275,7 +278,9 @@ class SequenceModel(
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:  # type: ignore[override]
         """Load a model from a folder that `save_pretrained` wrote, or from the Hugging Face Hub.
 
-        Raises ValueError if the files do not describe a model. Raises OSError if a file is missing.
+        Raises:
+            ValueError: If the files do not describe a model.
+            OSError: If a file is missing.
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.exists() and not folder.is_dir():  # the Hub would be asked for a model of this name

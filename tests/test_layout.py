@@ -111,7 +111,9 @@ def test_long_lists_of_arguments_are_documented():
             ast.unparse(decorator) in ("triton.jit", "overload") for decorator in node.decorator_list
         )
         if count > MOST_ARGUMENTS and not is_exempt and not (owner and node.name in with_args):
-            assert "Args:" in text, f"{module}:{node.lineno}: {node.name} has {count} arguments and no Args:"
+            names_another = "rguments and errors are those of `" in text
+            error = f"{module}:{node.lineno}: {node.name} has {count} arguments and no Args:"
+            assert "Args:" in text or names_another, error
 
 
 def test_every_folder_says_what_it_is():

@@ -4,10 +4,13 @@ All tutorials run in empty folders with the installed wheel, as for a new user.
 """
 
 import html.parser
+import importlib
+import inspect
 import os
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -88,6 +91,7 @@ def test_the_site_is_whole_and_stands_alone(site):
     for sheet in site.rglob("*.css"):
         assert not EXTERNAL_URL.findall(sheet.read_text(encoding="utf-8")), sheet.name
     check_registered_pages(pages)
+    check_reference(pages, site)
     for name in ("own", "book", "agent", "team", "sweep"):
         check_tutorial(name, pages[f"tutorials/{name}.html"])
 
@@ -138,6 +142,31 @@ def check_tutorial(name: str, page: Page) -> None:
     assert sum(url.endswith(".png") for url in page.loads) == figures, name
     assert "site-packages" not in page.text, name
     assert sum(address.endswith(f"/{name}.ipynb") for address in page.leads) == 1, name
+
+
+def check_reference(pages: dict[str, Page], site: Path) -> None:
+    """Every public name has an anchor and is in the inventory, to which other sites can link."""
+    with (site / "objects.inv").open("rb") as file:
+        header = [file.readline() for _ in range(4)]
+        lines = zlib.decompress(file.read()).decode().splitlines()
+    assert header[0].startswith(b"# Sphinx inventory version 2")
+    inventory = {line.split(" ", 1)[0] for line in lines}
+    for package in public_packages("scrubjay"):
+        page = pages[f"generated/reference/{package.removeprefix('scrubjay.').replace('.', '-')}.html"]
+        assert f"module-{package}" in page.ids
+        for name in importlib.import_module(package).__all__:
+            assert f"{package}.{name}" in page.ids & inventory, name
+
+
+def public_packages(package: str) -> list[str]:
+    """Return a package and the public packages in it."""
+    found = [package]
+    module = importlib.import_module(package)
+    for name in dir(module):
+        inner = getattr(module, name)
+        if inspect.ismodule(inner) and inner.__name__ == f"{package}.{name}" and hasattr(inner, "__all__"):
+            found += public_packages(inner.__name__)
+    return found
 
 
 def check_registered_pages(pages: dict[str, Page]) -> None:

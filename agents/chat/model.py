@@ -61,7 +61,10 @@ class LocalChatModel(BaseChatModel):
     conversation is found by its text. With every model, constrained decoding makes tool calls and structured
     output valid (`agents.chat.constraint`).
 
-    Raises ValueError on invalid settings. A model that does not exist raises an error on first use.
+    A model that does not exist raises an error on first use.
+
+    Raises:
+        ValueError: On invalid settings.
     """
 
     model: Any = "smollm2"
@@ -274,7 +277,11 @@ class LocalChatModel(BaseChatModel):
         return conversation.cache.dropped_tokens if conversation else 0
 
     def save_conversation(self, folder: str | Path, thread_id: str | None = None) -> None:
-        """Save a conversation with its cache to a folder. Raises ValueError if `thread_id` is unknown."""
+        """Save a conversation with its cache to a folder.
+
+        Raises:
+            ValueError: If `thread_id` is unknown.
+        """
         conversation = self._conversations.latest(thread_id)
         if conversation is None:
             raise ValueError(
@@ -285,8 +292,10 @@ class LocalChatModel(BaseChatModel):
     def load_conversation(self, folder: str | Path, thread_id: str | None = None) -> None:
         """Load a conversation written by `save_conversation` and name it `thread_id`.
 
-        The next call with this name can continue the conversation. Raises ValueError if the folder holds no
-        conversation, or a conversation of another model or policy.
+        The next call with this name can continue the conversation.
+
+        Raises:
+            ValueError: If the folder holds no conversation, or a conversation of another model or policy.
         """
         self._conversations.put(
             Conversation.load(Path(folder), self.context_policy, self.loaded_model, thread_id)

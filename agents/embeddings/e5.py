@@ -26,7 +26,10 @@ class E5Embeddings(Embeddings):
     On one core, E5 takes 1.5 to 4.2 times as long as `MiniLMEmbeddings` for texts of up to 256 tokens. For
     texts of 512 tokens E5 takes 11 times as long, because MiniLM processes only the first 256 tokens
     (`experiments/quality/embeddings.md`). The weights (72 MB) are loaded at the first call, and torch is not
-    imported. Instances are thread-safe. Raises ModuleNotFoundError without the extra `multilingual`.
+    imported. Instances are thread-safe.
+
+    Raises:
+        ModuleNotFoundError: Without the extra `multilingual`.
     """
 
     def __init__(self) -> None:

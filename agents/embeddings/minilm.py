@@ -25,7 +25,10 @@ class MiniLMEmbeddings(Embeddings):
     A vector is the mean of the model's last layer over the tokens of a text, scaled to length 1. Texts are
     cut to 256 tokens. The weights (90 MB) are loaded at the first call. Texts are sorted by length and
     embedded in batches of `batch_size`. The other texts of a batch change a vector only by rounding errors.
-    Instances are thread-safe. Raises ModuleNotFoundError without the extra `embeddings`.
+    Instances are thread-safe.
+
+    Raises:
+        ModuleNotFoundError: Without the extra `embeddings`.
     """
 
     def __init__(self, batch_size: int = 32, device: str = "cpu") -> None:

@@ -273,5 +273,11 @@ class AgentMemory(Protocol):
     def search(
         self, query: str, k: int = ..., *, namespace: Sequence[str] | None = ...
     ) -> Sequence[MemoryRecord]:
-        """Return up to `k` matching records of `namespace` and the namespaces below it, best first."""
+        """Return up to `k` matching records of `namespace` and the namespaces below it, best first.
+
+        Args:
+            query: Text to search for.
+            k: Largest number of results.
+            namespace: Owner of the records; None for all.
+        """
         ...

@@ -73,13 +73,21 @@ class Checkpointer(BaseCheckpointSaver[str]):
     lose the data of the last calls but does not corrupt the file.
 
     Files may be untrusted. Only plain data, LangChain's messages and documents, and LangGraph's types are
-    written and read. `allow` adds your own types. `serde` replaces the default serializer, including its
-    check of types. `foreign=True` also checks the whole file at opening, limits its values to 16 MiB, refuses
-    links, and does not map the file into memory, as in `MemoryBank`. All messages of the file, also those of
-    users, are then marked as untrusted text, so that an agent asks for approval. Other values of a state are
-    not marked.
+    written and read.
 
     A type that is not allowed raises TypeError when it is written, and ValueError when it is read.
+
+    Args:
+        path: SQLite file.
+        allow: Your own types that may be written and read.
+        serde: Serializer that replaces the default one, including its check of types.
+        foreign: The file is from someone else. The whole file is checked at opening, its values are limited
+            to 16 MiB, links are refused, and the file is not mapped into memory, as in `MemoryBank`. All
+            messages of the file, also those of users, are marked as untrusted text, so that an agent asks for
+            approval. Other values of a state are not marked.
+
+    Raises:
+        ValueError: If `serde` is combined with `allow` or `foreign`.
     """
 
     def __init__(
@@ -246,7 +254,11 @@ class Checkpointer(BaseCheckpointSaver[str]):
         self._store.erase_traces()
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy a thread to a new thread. Raises ValueError if the target thread already has checkpoints."""
+        """Copy a thread to a new thread.
+
+        Raises:
+            ValueError: If the target thread already has checkpoints.
+        """
         source, target = str(source_thread_id), str(target_thread_id)
         with self._store.writing() as connection:
             if connection.execute("SELECT 1 FROM checkpoints WHERE thread = ? LIMIT 1", (target,)).fetchone():
@@ -268,7 +280,8 @@ class Checkpointer(BaseCheckpointSaver[str]):
         The strategy "keep_latest" leaves the latest checkpoint of each namespace. It also leaves the older
         checkpoints from which the delta channels of the latest checkpoint are rebuilt.
 
-        Raises ValueError if the strategy is unknown.
+        Raises:
+            ValueError: If the strategy is unknown.
         """
         if strategy not in _STRATEGIES:
             raise ValueError(f"strategy={strategy!r}: choose from {', '.join(_STRATEGIES)}")

@@ -56,18 +56,25 @@ _OPERATORS = {"$eq": operator.eq, "$ne": operator.ne} | _ORDER
 class BankStore(BaseStore):
     """Store of items in a bank's file; safe for threads, event loops and processes.
 
-    `memory` is an open bank or the path of a bank. A search with a query ranks items like a search in the
-    bank, which uses only keywords if the bank has no embeddings. Items without a match come last, with score
-    None.
+    A search with a query ranks items like a search in the bank, which uses only keywords if the bank has no
+    embeddings. Items without a match come last, with score None.
 
-    `index={"fields": [...]}` lists the searchable parts of a value; the default is all parts. If `memory` is
-    a path, `embed` in `index` is the bank's embedding model. If `memory` is an open bank, `embed` raises
-    ValueError. Item texts are also records of the bank, in namespace `("store", *namespace)`. Very long texts
-    are truncated in these records. A record has `trust="agent"` if a tool of an agent wrote the item before
-    the agent had read untrusted text, and else `trust="tool"`.
+    Item texts are also records of the bank, in namespace `("store", *namespace)`. Very long texts are
+    truncated in these records. A record has `trust="agent"` if a tool of an agent wrote the item before the
+    agent had read untrusted text, and else `trust="tool"`.
 
     Within a batch, all reads run before all writes. Expired items are never returned. The next write or
-    `sweep_ttl` deletes expired items. `clock` returns seconds since 1970.
+    `sweep_ttl` deletes expired items.
+
+    Args:
+        memory: Open bank, or path of a bank.
+        index: `{"fields": [...]}` lists the searchable parts of a value; by default all of them. If `memory`
+            is a path, `embed` is the bank's embedding model.
+        ttl: LangGraph's settings of the time after which items expire.
+        clock: Function that returns seconds since 1970.
+
+    Raises:
+        ValueError: If `index` has `embed` and `memory` is an open bank.
     """
 
     supports_ttl = True
@@ -113,7 +120,8 @@ class BankStore(BaseStore):
         All read operations run before all write operations. If several operations write the same key of one
         namespace, only the last of them is run.
 
-        Raises TypeError if an object is not a store operation.
+        Raises:
+            TypeError: If an object is not a store operation.
         """
         ops = list(ops)
         for op in ops:

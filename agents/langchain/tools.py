@@ -33,11 +33,19 @@ def memory_tools(
 ) -> list[BaseTool]:
     """Build the tools search_memory, save_memory, update_memory and forget_memory.
 
-    The tools use the records of `namespace` and of all namespaces below it. A template such as
-    `("user", "{user_id}")` is filled from the call's config["configurable"] and LangGraph's context. A search
-    returns at most `k` records, and only records of the authors in `trusts` (user, agent, tool). If `trusts`
-    does not contain "tool", the results of a search count as trusted. Raises ValueError or TypeError if an
-    argument is invalid.
+    The tools use the records of `namespace` and of all namespaces below it.
+
+    Args:
+        bank: Memory bank that the tools read and write.
+        namespace: Owner of the records. A template such as `("user", "{user_id}")` is filled from the call's
+            config["configurable"] and LangGraph's context.
+        k: Largest number of results of a search.
+        trusts: Authors whose records a search returns: user, agent, tool. Without "tool", the results of a
+            search count as trusted.
+
+    Raises:
+        ValueError: If an argument is invalid.
+        TypeError: If an argument is invalid.
     """
     check_count("k", k, 1)
     fields = {"bank": bank, "namespace": check_template(namespace)}

@@ -101,7 +101,8 @@ def tool(
         addresses: Names of the arguments that are web addresses; () if there are no such arguments. None
             detects these arguments by schema and name.
 
-    Raises TypeError if a value has the wrong type.
+    Raises:
+        TypeError: If a value has the wrong type.
     """
     if bare is not None:
         raise TypeError(

@@ -58,7 +58,8 @@ def check_numbers(config: Any) -> None:
 class LearnerConfig(ABC):
     """Base class of learner configs: a frozen dataclass that builds its learner.
 
-    Raises ValueError if a number is too large for torch.
+    Raises:
+        ValueError: If a number is too large for torch.
     """
 
     policy_type: ClassVar[str] = "agent"
@@ -76,9 +77,16 @@ class LearnerConfig(ABC):
 
     @abstractmethod
     def build(self, policy: Any, seed: int = 0, peers: SingleProcess | None = None) -> Learner:
-        """Return a learner that trains `policy`. Raises ValueError if config and policy do not match.
+        """Return a learner that trains `policy`.
 
-        `seed` seeds the learner's random numbers. Callers pass `peers` only if `supports_peers` is True.
+        Args:
+            policy: Policy to train.
+            seed: Seed of the learner's random numbers.
+            peers: Learners in other processes with which this one computes each update. Callers pass it only
+                if `supports_peers` is True.
+
+        Raises:
+            ValueError: If config and policy do not match.
         """
 
     @property

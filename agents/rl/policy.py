@@ -98,7 +98,9 @@ class PolicyConfig:
     def build_encoder(self, space: spaces.Space) -> nn.Module:
         """Return a new encoder of observations of `space`.
 
-        Raises TypeError or ValueError if the encoder does not fit the space.
+        Raises:
+            TypeError: If the encoder does not fit the space.
+            ValueError: If the encoder does not fit the space.
         """
         options = self.encoder_sizes, self.pooling, self.images
         return build_encoder(self.encoder, space, self.memory.dim, *options)
@@ -111,8 +113,9 @@ class PolicyConfig:
     def build(self, spaces: Spaces) -> Policy:
         """Return a new policy.
 
-        Raises TypeError if a space is not supported or `spaces` belongs to a team, and ValueError if
-        `deviation` needs a Box action and there is none.
+        Raises:
+            TypeError: If a space is not supported or `spaces` belongs to a team.
+            ValueError: If `deviation` needs a Box action and there is none.
         """
         if spaces.num_agents is not None:
             raise TypeError(
@@ -128,8 +131,11 @@ class PolicyStep(NamedTuple):
     """Sampled actions: zero-based indices or unbounded numbers; `Policy.env_actions` converts them for an
     environment. Actions of a Dict or Tuple space are vectors of the numbers of all parts."""
     log_prob: Float[Tensor, "batch"]
+    """Log probability of each action."""
     value: Float[Tensor, "batch"]
+    """Value of each observation."""
     state: State
+    """Next memory state."""
 
 
 class PolicyOutput(NamedTuple):
@@ -145,8 +151,11 @@ class Evaluation(NamedTuple):
     """Outputs of a policy for a segment under its current weights, with gradients."""
 
     log_probs: Float[Tensor, "batch time"]
+    """Log probability of each action of the segment."""
     entropy: Float[Tensor, "batch time"]
+    """Entropy of the distribution at each step."""
     values: Float[Tensor, "batch time"]
+    """Value of each observation."""
     reconstruction_loss: Float[Tensor, ""]
     """Loss of the reconstruction head; 0 if the policy has none."""
     auxiliary_losses: dict[str, Float[Tensor, ""]]
@@ -164,8 +173,16 @@ class Policy(Trunk, PretrainedPolicy):
     A leaf `action_mask` of the observations is not encoded as a feature: it restricts the actions. With
     `action_masks=True` the environment offers the masks in its infos or by the method `action_masks`.
 
-    Raises TypeError if a space is not supported, ValueError if there is nothing to normalize, and
-    EnvFaultError if a mask does not match the action space.
+    Args:
+        observation_space: Space of the observations of one environment.
+        action_space: Space of its actions.
+        config: Memory, encoder and heads; the defaults without one.
+        action_masks: The environment offers action masks outside its observations.
+
+    Raises:
+        TypeError: If a space is not supported.
+        ValueError: If there is nothing to normalize.
+        EnvFaultError: If a mask does not match the action space.
     """
 
     config_class = PolicyConfig
@@ -247,7 +264,15 @@ class Policy(Trunk, PretrainedPolicy):
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> PolicyStep:
-        """Select one action per environment; `start` is True where an episode starts."""
+        """Select one action per environment.
+
+        Args:
+            observation: Batch of observations, one for each environment.
+            state: Memory state of each environment.
+            start: True for environments in which an episode starts; None for no environment.
+            generator: Generator of random numbers; by default that of torch.
+            deterministic: Take the most likely actions instead of samples.
+        """
         observation = self.normalize(observation)
         own, critics = self.split_state(state)
         features, own = self.step_features(observation, own, start)
@@ -270,7 +295,12 @@ class Policy(Trunk, PretrainedPolicy):
     ) -> PolicyOutput:
         """Select one action per environment, as `step` does, but faster.
 
-        `stepper` is a result of the method `stepper`. It holds the memory state and updates it.
+        Args:
+            observation: Batch of observations, one for each environment.
+            stepper: Result of the method `stepper`. It holds the memory state and updates it.
+            start: True for environments in which an episode starts; None for no environment.
+            generator: Generator of random numbers; by default that of torch.
+            deterministic: Take the most likely actions instead of samples.
         """
         observation = self.normalize(observation)
         if isinstance(stepper, SeparateSteppers):
@@ -285,7 +315,13 @@ class Policy(Trunk, PretrainedPolicy):
     def value(
         self, observation: Observation, state: State, start: Bool[Tensor, "batch"] | None = None
     ) -> Float[Tensor, "batch"]:
-        """Return the values of a batch of observations; the memory state is not updated."""
+        """Return the values of a batch of observations; the memory state is not updated.
+
+        Args:
+            observation: Batch of observations, one for each environment.
+            state: Memory state of each environment.
+            start: True for environments in which an episode starts; None for no environment.
+        """
         trunk = self if self.critic_trunk is None else self.critic_trunk
         features, _ = trunk.step_features(self.normalize(observation), self.split_state(state)[1], start)
         return self.critic(features).squeeze(-1)
@@ -300,13 +336,20 @@ class Policy(Trunk, PretrainedPolicy):
     ) -> tuple[Any, State]:
         """Return an action for the environment, and the state to pass with the next observation.
 
-        Accepts one observation or a batch, as arrays or tensors. For a single observation, a scalar
-        action is returned as a NumPy scalar, which can be used as an index or as a key of a dict. Actions of
-        Dict and Tuple spaces are dicts and tuples, with a batch axis in every part for a batch.
-        `state=None` starts an episode in every environment. `start` is True for environments in which an
-        episode starts. `action_mask` is the mask that the environment offers beside the observation, such as
-        `info["action_mask"]`; a policy that was trained with such masks requires it. Raises ValueError if the
-        observation's shape does not match the space, or on a missing or invalid mask.
+        Accepts one observation or a batch, as arrays or tensors. For a single observation, a scalar action is
+        returned as a NumPy scalar, which can be used as an index or as a key of a dict. Actions of Dict and
+        Tuple spaces are dicts and tuples, with a batch axis in every part for a batch.
+
+        Args:
+            observation: One observation, or a batch of them.
+            state: State that the last call returned; None starts an episode in every environment.
+            start: True for environments in which an episode starts; None for no environment.
+            deterministic: Take the most likely actions instead of samples.
+            action_mask: Mask that the environment offers beside the observation, such as
+                `info["action_mask"]`. A policy that was trained with such masks requires it.
+
+        Raises:
+            ValueError: If the observation's shape does not match the space, or on a missing or invalid mask.
         """
         leaves = to_tensors(self.observation_space, observation, self.device)
         batched = is_batched(self.observation_space, leaves)
@@ -370,7 +413,11 @@ class Policy(Trunk, PretrainedPolicy):
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time dim"], State]:
         """Return the inputs of the heads of actor and critic for a segment, and the next memory state.
 
-        `observations` have been normalized. They have one leading axis, of size `batch * time`.
+        Args:
+            observations: Normalized observations, with one leading axis of size `batch * time`.
+            shape: Sizes of batch and time.
+            state: Memory state before the segment.
+            starts: True for the first step of an episode; None if no episode starts.
         """
         own, critics = self.split_state(state)
         features, own = self.segment_features(observations, shape, own, starts)

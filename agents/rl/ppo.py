@@ -30,7 +30,11 @@ from scrubjay.agents.rl.segment import EarlierSteps, Segment
 
 @dataclass(frozen=True)
 class PPOConfig(ScheduleConfig):
-    """Config of `PPO`. Raises ValueError on an invalid value."""
+    """Config of `PPO`.
+
+    Raises:
+        ValueError: On an invalid value.
+    """
 
     supports_peers: ClassVar[bool] = True
     updates_statistics: ClassVar[bool] = True
@@ -125,8 +129,9 @@ class PPOConfig(ScheduleConfig):
     def build(self, policy: Policy, seed: int = 0, peers: SingleProcess | None = None) -> PPO:
         """Return a PPO learner of `policy`.
 
-        Raises ValueError if the policy lacks a head that the config requires, or if there is a schedule
-        without `anneal_steps`; see `with_total_steps`.
+        Raises:
+            ValueError: If the policy lacks a head that the config requires, or if there is a schedule without
+                `anneal_steps`; see `with_total_steps`.
         """
         return PPO(policy, self, seed, peers)
 
@@ -145,6 +150,15 @@ class PPO:
     batch, and all learners have the same seed. Minibatches, gradients and the normalization of advantages
     cover the whole batch, so the update is the same as with a single learner. There is one exception:
     each learner averages the auxiliary losses that predict later observations over its own part of the batch.
+
+    Args:
+        policy: Policy to train.
+        config: Settings; the defaults without one.
+        seed: Seed of the order of the minibatches.
+        peers: Learners in other processes; None for a single learner.
+
+    Raises:
+        ValueError: If the policy lacks a head that the config requires, or a schedule lacks `anneal_steps`.
     """
 
     def __init__(
@@ -184,8 +198,9 @@ class PPO:
     def update(self, segment: Segment) -> dict[str, float]:
         """Take up to `epochs * num_minibatches` gradient steps; return metrics, averaged over the steps.
 
-        Raises ValueError if the batch has fewer environments than minibatches, a reward is not finite, or
-        the segment lacks the steps for `burn_in_segments`.
+        Raises:
+            ValueError: If the batch has fewer environments than minibatches, a reward is not finite, or the
+                segment lacks the steps for `burn_in_segments`.
         """
         segment.check_rewards()
         burn_in = segment.burn_in if self.config.burn_in_segments else None
@@ -281,7 +296,13 @@ class PPO:
     def loss(
         self, segment: Segment, advantages: Float[Tensor, "batch time"], returns: Float[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return the loss of a minibatch under the current weights, and its terms as detached metrics."""
+        """Return the loss of a minibatch under the current weights, and its terms as detached metrics.
+
+        Args:
+            segment: Minibatch: whole segments of some environments.
+            advantages: Advantage of each step.
+            returns: Target of the critic at each step.
+        """
         config = self.config.at(self.steps)
         evaluation = self.policy.evaluate(segment)
         log_ratio = evaluation.log_probs - segment.log_probs

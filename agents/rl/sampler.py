@@ -259,9 +259,20 @@ class Sampler(BaseSampler):
 
     Each segment continues from the memory states at the end of the segment before. It has the steps of
     `burn_in_segments` earlier segments as `burn_in`. Everything except the environment is computed on the
-    policy's device. Raises ValueError if the autoreset mode of `env` is not
-    `AutoresetMode.SAME_STEP` or if `segment_length` is below 1. Raises EnvFaultError if an index in
-    an observation is not in its space, or if a number in an observation or a reward is not finite.
+    policy's device.
+
+    Args:
+        env: Vector environment with the autoreset mode `AutoresetMode.SAME_STEP`.
+        policy: Policy that acts.
+        segment_length: Steps of a segment.
+        seed: Seed of the environments and of the sampled actions.
+        burn_in_segments: Number of earlier segments whose steps a segment has as `burn_in`.
+
+    Raises:
+        ValueError: If the autoreset mode of `env` is not `AutoresetMode.SAME_STEP` or if `segment_length` is
+            below 1.
+        EnvFaultError: If an index in an observation is not in its space, or if a number in an observation or
+            a reward is not finite.
     """
 
     segment_class = Segment
@@ -299,8 +310,11 @@ class Sampler(BaseSampler):
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `get_state` returned. If `restores_env` is False, every environment is reset.
 
-        The policy's weights must be restored first. Raises ValueError if `state` is from a sampler with
-        another number of environments or of `burn_in_segments`.
+        The policy's weights must be restored first.
+
+        Raises:
+            ValueError: If `state` is from a sampler with another number of environments or of
+                `burn_in_segments`.
         """
         history = state.get("history", [])
         if len(history) != len(self._history):

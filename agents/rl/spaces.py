@@ -38,7 +38,9 @@ class Spaces:
     """
 
     observation: Space
+    """Observation space of one agent."""
     action: Space
+    """Action space of one agent."""
     num_agents: int | None = None
     """Number of agents of a team; None for a single agent."""
     action_masks: bool = False
@@ -83,8 +85,15 @@ class Spaces:
     ) -> dict[str, Tensor]:
         """Return a batch of observations with the valid mask `action_mask`, if it is not None.
 
-        `batched` is True if the mask has the axis of the batch. Agents that are not `alive` need no mask.
-        Raises ValueError if a mask is missing or superfluous, and EnvFaultError if it is invalid.
+        Args:
+            leaves: Parts of the observations by name.
+            action_mask: Mask that the environment offers beside the observations; None for none.
+            batched: True if the mask has the axis of the batch.
+            alive: True for living agents, the only ones that need a mask; None for a single agent.
+
+        Raises:
+            ValueError: If a mask is missing or superfluous.
+            EnvFaultError: If it is invalid.
         """
         masks, living = self.masks, None if alive is None else alive.cpu().numpy()
         if masks is not None and masks.in_observation:
@@ -127,7 +136,11 @@ class Spaces:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spaces as JSON-compatible values. Raises TypeError if a space is not supported."""
+        """Return the spaces as JSON-compatible values.
+
+        Raises:
+            TypeError: If a space is not supported.
+        """
         return {
             "observation": _space_to_dict(self.observation),
             "action": _space_to_dict(self.action),
@@ -139,7 +152,8 @@ class Spaces:
     def from_dict(cls, fields: Any) -> Self:
         """Return the spaces that `to_dict` converted.
 
-        Raises ValueError on invalid fields and on implausibly large sizes.
+        Raises:
+            ValueError: On invalid fields and on implausibly large sizes.
         """
         try:
             num_agents = fields["num_agents"]

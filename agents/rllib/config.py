@@ -25,7 +25,8 @@ class SegmentConfig(AlgorithmConfig):
     Every env runner and learner receives a pickled copy of the config and builds its objects from this copy.
     RLlib's `env_runners(num_env_runners=)` and `learners(num_learners=)` set the numbers of processes.
 
-    Example:
+    Example::
+
         config = (
             SegmentConfig()
             .segments(envs=EnvConfig("CartPole-v1").make_batch, num_envs=32, learner=PPOConfig(epochs=2))
@@ -154,7 +155,8 @@ class SegmentPPOConfig(SegmentConfig):
 
     RLlib's `env_runners(num_env_runners=)` and `learners(num_learners=)` set the numbers of processes.
 
-    Example:
+    Example::
+
         config = (
             SegmentPPOConfig()
             .segments(envs=EnvConfig("CartPole-v1").make_batch, num_envs=32)
@@ -184,7 +186,8 @@ class SegmentGAMATRConfig(SegmentConfig):
     Any number of env runners sample whole teams. A single learner updates on the whole batch, in the driver
     process (`num_learners=0`) or in a separate process (`num_learners=1`).
 
-    Example:
+    Example::
+
         config = (
             SegmentGAMATRConfig()
             .segments(envs=TeamEnvConfig().make_batch, num_envs=32)

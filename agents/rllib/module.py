@@ -35,12 +35,14 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
 
     An action mask must be the leaf `action_mask` of the observations, since RLlib's env runners drop infos.
 
-    Raises TypeError if `policy` is not a `PolicyConfig`, or if the policy or RLlib does not support a space.
+    Example::
 
-    Example:
         policy = PolicyConfig(memory=make_config("hcam"))
         spec = RLModuleSpec(module_class=MemoryModule, model_config={"policy": policy, "max_seq_len": 32})
         config = PPOConfig().environment("CartPole-v1").rl_module(rl_module_spec=spec)
+
+    Raises:
+        TypeError: If `policy` is not a `PolicyConfig`, or if the policy or RLlib does not support a space.
     """
 
     policy: Policy
@@ -105,8 +107,9 @@ class SegmentModule(TorchRLModule):
 class TeamModule(TorchRLModule):
     """RLModule with a `TeamPolicy`, for `SegmentTraining` only: it has no forward pass for RLlib's learners.
 
-    Raises TypeError if the spaces are not Tuple spaces with one entry per agent, or if
-    `model_config["policy"]` is not a `TeamPolicyConfig`.
+    Raises:
+        TypeError: If the spaces are not Tuple spaces with one entry per agent, or if `model_config["policy"]`
+            is not a `TeamPolicyConfig`.
     """
 
     policy: TeamPolicy

@@ -94,7 +94,11 @@ MODES: dict[str, Mode] = {
 
 @dataclass(frozen=True)
 class GAMATRConfig(GAMATRSettings, ScheduleConfig):
-    """Config of `GAMATR`, including its trust regions. Raises ValueError on an invalid value."""
+    """Config of `GAMATR`, including its trust regions.
+
+    Raises:
+        ValueError: On an invalid value.
+    """
 
     policy_type: ClassVar[str] = "team"
     updates_statistics: ClassVar[bool] = True
@@ -136,8 +140,10 @@ class GAMATRConfig(GAMATRSettings, ScheduleConfig):
     ) -> GAMATR:
         """Return a GAMATR learner that trains `policy`; `peers` is ignored.
 
-        If `agents` is set, only the actors of these agents are updated. Raises ValueError if the mode does
-        not support the policy's actors.
+        If `agents` is set, only the actors of these agents are updated.
+
+        Raises:
+            ValueError: If the mode does not support the policy's actors.
         """
         return GAMATR(policy, self, seed, agents)
 
@@ -146,9 +152,17 @@ class GAMATR:
     """Multi-agent trust-region learner of a team's policy on its own segments.
 
     With `normalize_values` the critic predicts normalized values; `value_mean` and `value_deviation` convert
-    these values to the unit of rewards. If `agents` is set, only the actors of these agents are updated. This
-    requires mode `independent` and separate actors. Raises ValueError if the mode does not support the
-    policy's actors.
+    these values to the unit of rewards.
+
+    Args:
+        policy: Policy of the team to train.
+        config: Settings; the defaults without one.
+        seed: Seed of the learner's random numbers.
+        agents: Agents whose actors are updated; None for all. Some agents require the mode `independent` and
+            separate actors.
+
+    Raises:
+        ValueError: If the mode does not support the policy's actors.
     """
 
     def __init__(
@@ -194,7 +208,8 @@ class GAMATR:
     def update(self, segment: TeamSegment) -> dict[str, float]:
         """Update the actors, then fit the critic; return metrics.
 
-        Raises ValueError if the batch has fewer environments than minibatches or a reward is not finite.
+        Raises:
+            ValueError: If the batch has fewer environments than minibatches or a reward is not finite.
         """
         segment.check_rewards()
         self.config.check_rows(segment.num_rows)

@@ -36,7 +36,11 @@ from scrubjay.memory.contract.base import add_affixes, select_part
 
 @dataclass(frozen=True)
 class TeamPolicyConfig:
-    """Config of `TeamPolicy`. Raises ValueError on an invalid value."""
+    """Config of `TeamPolicy`.
+
+    Raises:
+        ValueError: On an invalid value.
+    """
 
     memory: MemoryConfig = dataclasses.field(default_factory=lambda: make_config("gru"))
     """Memory of each agent; every layer has the width of the memory."""
@@ -73,7 +77,11 @@ class TeamPolicyConfig:
             raise ValueError("joint=True requires a separate actor for each agent: set shared=False")
 
     def build(self, spaces: Spaces) -> TeamPolicy:
-        """Return a new policy. Raises TypeError if a space is not supported or `num_agents` is None."""
+        """Return a new policy.
+
+        Raises:
+            TypeError: If a space is not supported or `num_agents` is None.
+        """
         if spaces.num_agents is None:
             raise TypeError("a single agent needs a PolicyConfig, not a TeamPolicyConfig")
         return TeamPolicy(spaces.observation, spaces.action, spaces.num_agents, self, spaces.action_masks)
@@ -85,9 +93,11 @@ class TeamPolicyStep(NamedTuple):
     action: Tensor
     """Sampled actions: zero-based indices or unbounded numbers, `[rows, agents, ...]`."""
     log_prob: Float[Tensor, "rows agents"]
+    """Log probability of each action."""
     value: Float[Tensor, "rows agents"] | None
     """Value estimates; None if the critic was left out."""
     state: State
+    """Next memory states."""
 
 
 class TeamActor(nn.Module):
@@ -157,6 +167,13 @@ class TeamPolicy(PretrainedPolicy):
     Memory states are `[rows, agents, ...]`: each agent has one state for the actor and one for the critic.
     Agents that are not alive have no influence on other agents. Outputs for agents that are not alive are
     finite, but have no meaning. Action masks are used as in `Policy`; each agent has its own mask.
+
+    Args:
+        observation_space: Space of the observations of one agent.
+        action_space: Space of its actions.
+        num_agents: Number of agents of a team.
+        config: Settings; the defaults without one.
+        action_masks: The environment offers action masks outside its observations.
     """
 
     config_class = TeamPolicyConfig
@@ -269,7 +286,14 @@ class TeamPolicy(PretrainedPolicy):
         state: State,
         start: Bool[Tensor, "rows"] | None = None,
     ) -> Float[Tensor, "rows agents"]:
-        """Return the values of one observation per agent; memory states are not updated."""
+        """Return the values of one observation per agent; memory states are not updated.
+
+        Args:
+            observation: Observations of all agents.
+            alive: True for agents that act.
+            state: Memory state of each environment.
+            start: True for environments in which an episode starts; None for no environment.
+        """
         leaves, living = self._prepare(observation, alive)
         features, _ = self.critic.network.step(leaves, living, select_part(state, prefix=CRITIC), start)
         return self.critic(features, living)
@@ -328,7 +352,7 @@ class TeamPolicy(PretrainedPolicy):
         """Return actions for the environment, and the state to pass with the next observations.
 
         Accepts arrays of one team, with `alive` of shape `[agents]`, or arrays of a batch of teams, with
-        `alive` of shape `[rows, agents]`. Raises ValueError on a missing or invalid mask of a living agent.
+        `alive` of shape `[rows, agents]`.
 
         Args:
             observation: Observations of all agents.
@@ -338,6 +362,9 @@ class TeamPolicy(PretrainedPolicy):
             deterministic: Take the most likely actions instead of samples.
             action_mask: Masks that the environment offers beside the observations, `[agents, actions]` or
                 `[rows, agents, actions]`; a policy that was trained with such masks requires them.
+
+        Raises:
+            ValueError: On a missing or invalid mask of a living agent.
         """
         alive = torch.as_tensor(alive, dtype=torch.bool, device=self.device)
         leaves = to_leaves(to_tensors(self.observation_space, observation, self.device))

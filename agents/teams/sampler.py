@@ -76,9 +76,18 @@ class TeamSampler(BaseSampler):
     """Sampler of segments, which have `segment_length` steps of every environment.
 
     Each segment continues from the memory states at the end of the segment before. Everything except the
-    environment is computed on the policy's device. Raises ValueError if `segment_length` is below 1, or if
-    policy and environment differ in the number of agents. Raises EnvFaultError in the same cases as
-    `Sampler`.
+    environment is computed on the policy's device.
+
+    Args:
+        env: Team environments.
+        policy: Policy that acts.
+        segment_length: Steps of a segment.
+        seed: Seed of the environments and of the sampled actions.
+
+    Raises:
+        ValueError: If `segment_length` is below 1, or if policy and environment differ in the number of
+            agents.
+        EnvFaultError: In the same cases as `Sampler`.
     """
 
     segment_class = TeamSegment

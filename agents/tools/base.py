@@ -24,8 +24,12 @@ _MAX_REPLAY_BYTES = 2**28
 class ToolUnavailable(ToolException):
     """A tool cannot answer calls at present; the planner should choose another tool.
 
-    `tool` is the tool's name, `cause` the reason, `hint` an alternative; `offline` is True if there was no
-    network.
+    Args:
+        tool: Name of the tool.
+        cause: Reason.
+        hint: Alternative for the planner.
+        offline: True if there was no network.
+        language: Language of the message.
     """
 
     def __init__(
@@ -68,7 +72,10 @@ class Replay:
     A line has `tool`, `language`, `arguments`, `recorded` (YYYY-MM-DD), `text`, `urls` and `data`. If several
     lines have the same call, the last line counts. Each line is appended in one write, so several processes
     may record into one file. An unreadable line is skipped with a warning. A killed process may leave such a
-    line. Raises ValueError if the path is not a regular file, or if the file is too large.
+    line.
+
+    Raises:
+        ValueError: If the path is not a regular file, or if the file is too large.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -86,13 +93,26 @@ class Replay:
         """Return the recorded answer of a call; None if no answer was recorded.
 
         `recorded_on` of the returned answer is the date of the recording.
+
+        Args:
+            tool: Name of the tool.
+            language: Language of the call.
+            arguments: Arguments of the call.
         """
         return self._answers.get(_key(tool, language, arguments))
 
     def add(
         self, tool: str, language: Language, arguments: dict[str, Any], answer: ToolResult, day: date
     ) -> None:
-        """Append the answer of a call to the file."""
+        """Append the answer of a call to the file.
+
+        Args:
+            tool: Name of the tool.
+            language: Language of the call.
+            arguments: Arguments of the call.
+            answer: Answer to record.
+            day: Date of the answer.
+        """
         record = {
             "tool": tool,
             "language": language,

@@ -66,7 +66,8 @@ def make_tools(
             from the file if the network fails.
         web: Limits of web requests; None for the default limits.
 
-    Raises ValueError on an unknown name or language, and if the clock has no time zone.
+    Raises:
+        ValueError: On an unknown name or language, and if the clock has no time zone.
     """
     if language not in get_args(Language):
         raise ValueError(f"unknown language {language!r}; choose from {', '.join(get_args(Language))}")

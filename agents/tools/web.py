@@ -67,7 +67,11 @@ _SPECIAL = tuple(
 
 @dataclass(frozen=True)
 class WebConfig:
-    """Limits of every request. Raises ValueError on a limit that would block all requests."""
+    """Limits of every request.
+
+    Raises:
+        ValueError: On a limit that would block all requests.
+    """
 
     connect_seconds: float = 5.0
     """Timeout in seconds of name resolution, and of each connection attempt."""

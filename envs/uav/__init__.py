@@ -30,10 +30,17 @@ def parallel_env(
     observation: ObservationFormat = "parts",
     **overrides: Any,
 ) -> UAVDownlink:
-    """Create a PettingZoo ParallelEnv from a preset (small, paper, city) or a config, with `overrides`.
+    """Create a PettingZoo ParallelEnv.
 
-    With `observation="flat"`, each observation is one vector of `scrubjay.envs.uav.observation.flat_space`.
-    Raises ValueError for an unknown preset or field and for an invalid value.
+    Args:
+        preset: Name of a preset (small, paper, city), or a config.
+        render_mode: "rgb_array" to render pictures, else None.
+        observation: "parts" for a dict of sets, or "flat" for one vector of
+            `scrubjay.envs.uav.observation.flat_space`.
+        overrides: Fields of `UAVConfig` with other values.
+
+    Raises:
+        ValueError: For an unknown preset or field and for an invalid value.
     """
     from scrubjay.envs.uav.parallel import UAVDownlink
 
@@ -61,7 +68,15 @@ def teams(
     observation: ObservationFormat = "parts",
     **overrides: Any,
 ) -> UAVTeams:
-    """Create a batch of `num_envs` environments that step together; other arguments as for `parallel_env`."""
+    """Create a batch of `num_envs` environments that step together.
+
+    Args:
+        num_envs: Number of environments.
+        preset: Name of a preset (small, paper, city), or a config.
+        observation: "parts" for a dict of sets, or "flat" for one vector of
+            `scrubjay.envs.uav.observation.flat_space`.
+        overrides: Fields of `UAVConfig` with other values.
+    """
     from scrubjay.envs.uav.batch import UAVTeams
 
     return UAVTeams(num_envs, resolve_config(preset, **overrides), observation)

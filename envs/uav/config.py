@@ -20,7 +20,8 @@ Fairness = Literal["none", "std", "jain"]
 class UAVConfig:
     """Scenario in which UAVs act as flying base stations for users on the ground of a square area.
 
-    Raises ValueError that names the field if a value is invalid.
+    Raises:
+        ValueError: If a value is invalid. The message names the field.
     """
 
     num_uavs: int = 2
@@ -198,12 +199,14 @@ PRESETS: dict[str, Callable[[], UAVConfig]] = {
     "paper": UAVConfig.paper,
     "city": UAVConfig.city,
 }
+"""Functions that return the config of a preset, by its name."""
 
 
 def resolve_config(preset: str | UAVConfig, **overrides: Any) -> UAVConfig:
     """Return the preset with this name, or the config itself, with `overrides` applied.
 
-    Raises ValueError for an unknown preset or field and for an invalid value.
+    Raises:
+        ValueError: For an unknown preset or field and for an invalid value.
     """
     if isinstance(preset, UAVConfig):
         config = preset

@@ -66,7 +66,16 @@ def recipe(
 ) -> Callable[[Callable[[], AnyExperiment]], Recipe[AnyExperiment]]:
     """Return a decorator that registers a recipe; it decorates the function that returns the config.
 
-    The arguments are fields of `Recipe`. Raises ValueError if the name is already registered.
+    Args:
+        name: Name in commands, run directories and plots.
+        longer: Setting for the length of the task and factors of it, as in `Recipe.longer`.
+        sizes: Setting for the team size and team sizes, as in `Recipe.sizes`.
+        settings: Memory settings of this recipe, by memory.
+        episode_steps: Maximum number of steps of an episode in training; None if unknown.
+        title: Readable name of the task; empty for the name of the recipe.
+
+    Raises:
+        ValueError: If the name is already registered.
     """
 
     def declare(make: Callable[[], AnyExperiment]) -> Recipe[AnyExperiment]:

@@ -28,7 +28,11 @@ _IMPORT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Processes and cluster address of a run on Ray. Raises ValueError on negative numbers of processes."""
+    """Processes and cluster address of a run on Ray.
+
+    Raises:
+        ValueError: On negative numbers of processes.
+    """
 
     num_env_runners: int = 2
     """Number of processes that run the environments. If 0, the driver process runs all environments."""

@@ -24,7 +24,6 @@ from scrubjay.experiments.files import (
     CONFIG,
     ENVIRONMENT,
     INITIAL,
-    MAX_BYTES,
     METRICS,
     RESULT,
     Fields,
@@ -52,8 +51,8 @@ from scrubjay.experiments.runs.evaluation import MAX_ENVS
 from scrubjay.experiments.runs.initial_weights import load_initial_weights
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.metrics import read_metrics
-from scrubjay.experiments.runs.status import Status, read_status
-from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, with_names
+from scrubjay.experiments.runs.status import Status, list_nearby_runs, read_status
+from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, encode_facts, with_names
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig
 from scrubjay.memory.config_registry import UnknownNameError
@@ -71,7 +70,15 @@ class Run:
     that failed, or that early stopping ended, has a result.json that says so. A run that was initialized with
     the weights of another run has initial.safetensors.
 
-    Example:
+    Args:
+        path: The directory.
+        config: Config of the experiment.
+        trust: Allow the run to execute any code, as for `load`.
+        untrusted: The config was read from an untrusted directory.
+        checkpoint: Name of the checkpoint to use: latest, best, or for example step_1000.
+
+    Example::
+
         run = Run.load("runs/tmaze-gru-s0-20260101-120000")
         action, state = run.policy.act(observation, state, start)
     """
@@ -100,9 +107,13 @@ class Run:
     def create(cls, config: Experiment, path: Path | str | None = None, facts: EnvFacts | None = None) -> Run:
         """Create a run directory, with a copy of the weights that `config.init_from` names.
 
-        `facts` are the result of `config.check`. Without them the environment is created to find them.
+        Args:
+            config: Config of the experiment.
+            path: Directory to create; by default a new folder in `runs`.
+            facts: Result of `config.check`. Without it the environment is created to find the facts.
 
-        Raises ValueError if the directory already holds a run, or if the weights do not match the config.
+        Raises:
+            ValueError: If the directory already holds a run, or if the weights do not match the config.
         """
         if path is not None and not str(path):
             raise ValueError(
@@ -112,7 +123,7 @@ class Run:
         path = make_directory(config) if path is None else Path(path)
         contents: dict[str, str | bytes | None] = {
             INITIAL: None if weights is None else save(weights),
-            ENVIRONMENT: None if config.policy_type is None else _encode_facts(config, facts),
+            ENVIRONMENT: None if config.policy_type is None else encode_facts(config, facts),
             CONFIG: to_json(config),
         }
         create_run_files(path, contents, _format_resume_command(path))
@@ -126,17 +137,19 @@ class Run:
     def load(cls, path: Path | str, trust: bool = False, checkpoint: str = LATEST) -> Run:
         """Open a run directory, which may be untrusted.
 
-        `checkpoint` chooses the weights: "latest", "best" (by the evaluations of `eval_every`), or one of the
-        last steps, for example "step_1000".
-
         The run may create environments of Scrubjay and those that the user named in this process. It may also
         create its own environment if this user started it here: if its path, its config.json and the files of
         the environment's module are the same as in training.
 
-        If `trust` is True, the run may execute any code. It may create any environment. It may also load the
-        pickled states of environments whose states are not plain data.
+        Args:
+            path: The directory.
+            trust: Allow the run to execute any code. It may create any environment, and load the pickled
+                states of environments whose states are not plain data.
+            checkpoint: Weights to use: "latest", "best" (by the evaluations of `eval_every`), or one of the
+                last steps, for example "step_1000".
 
-        Raises ValueError if the directory holds no run, or if it holds links and `trust` is False.
+        Raises:
+            ValueError: If the directory holds no run, or if it holds links and `trust` is False.
         """
         path = Path(path)
         if not trust and os.path.lexists(path / CONFIG):
@@ -144,7 +157,7 @@ class Run:
         try:
             text = read_untrusted(path / CONFIG)
         except OSError:
-            raise ValueError(f"no run at {path}{_list_nearby_runs(path)}") from None
+            raise ValueError(f"no run at {path}{list_nearby_runs(path)}") from None
         try:
             config = from_json(text, trust)
             return cls(path, ownership.trust_own(path, text, config), trust, not trust, checkpoint)
@@ -155,7 +168,8 @@ class Run:
     def with_trusted_env(self, name: str | None, wrappers: Sequence[str] = ()) -> Run:
         """Return a copy of this run that trusts the environment `name` and `wrappers`, which the user passed.
 
-        Raises ValueError if the run uses a different environment or different wrappers.
+        Raises:
+            ValueError: If the run uses a different environment or different wrappers.
         """
         config: Any = self.config
         if name is not None and (config.policy_type is None or config.env.id != name):
@@ -195,8 +209,9 @@ class Run:
     def with_total_steps(self, total_steps: int) -> Run:
         """Return a copy of this run with another total of steps. Training writes the total to config.json.
 
-        Raises ValueError if the run has already completed `total_steps` steps, or if it has a result but no
-        checkpoint.
+        Raises:
+            ValueError: If the run has already completed `total_steps` steps, or if it has a result but no
+                checkpoint.
         """
         if total_steps == self.config.total_steps and not self.is_finished:
             return self
@@ -223,8 +238,10 @@ class Run:
     def write_extension(self) -> None:
         """Write the new total of steps to config.json and delete the old result.
 
-        The caller must hold the lock of the directory. Raises ValueError if another process has extended the
-        run since it was loaded.
+        The caller must hold the lock of the directory.
+
+        Raises:
+            ValueError: If another process has extended the run since it was loaded.
         """
         if self.stored_config is None:
             return
@@ -296,7 +313,8 @@ class Run:
     def metrics(self) -> list[dict[str, float]]:
         """Return one row per update; an incomplete last line is skipped.
 
-        Raises ValueError if another line is damaged.
+        Raises:
+            ValueError: If another line is damaged.
         """
         return read_metrics(self.path / METRICS)
 
@@ -468,26 +486,3 @@ def resolve_initial_weights(config: Experiment) -> tuple[Experiment, dict[str, T
     checkpoint = run.checkpoint
     weights = load_initial_weights(config, run.config, checkpoint, spaces)
     return dataclasses.replace(config, init_step=checkpoint_step(checkpoint)), weights
-
-
-def _encode_facts(config: Any, facts: EnvFacts | None) -> str | None:
-    """Return the text of environment.json.
-
-    Return None if the environment cannot be created, or if the facts are too large or change on reloading.
-    """
-    try:
-        stored_facts = facts or config.env.facts()
-        text = stored_facts.to_json()
-        restored_facts = EnvFacts.from_json(text)
-    except Exception:  # noqa: BLE001  (training creates the environment again and reports the error)
-        return None
-    return text if restored_facts == stored_facts and len(text) <= MAX_BYTES else None
-
-
-def _list_nearby_runs(path: Path) -> str:
-    """Return text that lists the runs in `path`, or else in its parent folder; empty if there are none."""
-    for folder in (path, path.parent):
-        names = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG}"))
-        if names:
-            return f"; runs in {folder}: {', '.join(names)}"
-    return ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.files import RESULT, read_object, write_atomically
+from scrubjay.experiments.files import CONFIG, RESULT, read_object, write_atomically
 
 Status = Literal["finished", "stopped early", "failed", "unfinished"]
 
@@ -37,3 +37,12 @@ def write_status(
     if read_status(run_dir) == "unfinished":
         fields = {"status": status, "step": step, **({"error": one_line(error)} if error else {})}
         write_atomically(run_dir / RESULT, json.dumps(fields, indent=2) + "\n")
+
+
+def list_nearby_runs(path: Path) -> str:
+    """Return text that lists the runs in `path`, or else in its parent folder; empty if there are none."""
+    for folder in (path, path.parent):
+        names = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG}"))
+        if names:
+            return f"; runs in {folder}: {', '.join(names)}"
+    return ""

@@ -28,7 +28,7 @@ from scrubjay.envs import list_environments
 from scrubjay.envs.previous_step import Input, PreviousStep, PreviousSteps
 from scrubjay.envs.text import TextMode, TextObservation, has_text
 from scrubjay.experiments.cli.failures import BrokenEnvError, check_at_least
-from scrubjay.experiments.files import parse_object
+from scrubjay.experiments.files import MAX_BYTES, parse_object
 from scrubjay.experiments.tasks.faults import (
     ExitGuard,
     check_single,
@@ -93,8 +93,9 @@ class EnvConfig:
     def make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         """Return one environment.
 
-        Raises ValueError if a name or a setting is unknown or untrusted, and BrokenEnvError if the code of
-        the environment fails.
+        Raises:
+            ValueError: If a name or a setting is unknown or untrusted.
+            BrokenEnvError: If the code of the environment fails.
         """
         admit(self.id, self.kwargs)
         for wrapper in self.wrappers:
@@ -152,7 +153,9 @@ class EnvConfig:
     def try_out(self) -> None:
         """Play some random steps, to find faults of a user's environment before training.
 
-        Raises EnvFaultError on invalid observations or rewards, and BrokenEnvError if its code fails.
+        Raises:
+            EnvFaultError: On invalid observations or rewards.
+            BrokenEnvError: If its code fails.
         """
         with self.make() as env, environment_errors(self.id):
             try_out(env)
@@ -449,3 +452,17 @@ def opens_window(kwargs: Mapping[str, Any]) -> bool:
 
 def _has_no_strings(kwargs: Mapping[str, Any]) -> bool:
     return not any(isinstance(value, str) for name, value in kwargs.items() if name not in _SAFE_SETTINGS)
+
+
+def encode_facts(config: Any, facts: EnvFacts | None) -> str | None:
+    """Return the text of environment.json.
+
+    Return None if the environment cannot be created, or if the facts are too large or change on reloading.
+    """
+    try:
+        stored_facts = facts or config.env.facts()
+        text = stored_facts.to_json()
+        restored_facts = EnvFacts.from_json(text)
+    except Exception:  # noqa: BLE001  (training creates the environment again and reports the error)
+        return None
+    return text if restored_facts == stored_facts and len(text) <= MAX_BYTES else None

@@ -62,7 +62,8 @@ def scan(
         pairs: Treat the last dimension as real and imaginary parts of complex numbers.
         implementation: An implementation of `scrubjay.kernels.dispatch`.
 
-    Raises ValueError if shapes do not match.
+    Raises:
+        ValueError: If shapes do not match.
     """
     _check(decay, value, state, start, pairs)
     reason = unsupported_dtype(decay, value, state) or unsupported_transform()

@@ -87,8 +87,10 @@ def linear_memory(
         read_before_write: Read the state before the token decays it and writes to it.
         implementation: An implementation of `scrubjay.kernels.dispatch`.
 
-    Raises ValueError if shapes do not match, on an unknown rule, on an erase key with the hebbian rule and on
-    a `chunk_size` below 1. Raises TypeError on integer tensors.
+    Raises:
+        ValueError: If shapes do not match, on an unknown rule, on an erase key with the hebbian rule and on a
+            `chunk_size` below 1.
+        TypeError: On integer tensors.
     """
     arguments = LinearInputs(query, key, value, log_decay, step, state, erase_key)
     _check(arguments, start, rule)
@@ -141,8 +143,9 @@ def linear_memory_step(
         read_before_write: Read the state before the token decays it and writes to it.
         out: Tensor that receives the new state; may be `state`. Not differentiable.
 
-    Raises ValueError if shapes do not match, on an unknown rule and on an erase key with the hebbian rule.
-    Raises TypeError on integer tensors.
+    Raises:
+        ValueError: If shapes do not match, on an unknown rule and on an erase key with the hebbian rule.
+        TypeError: On integer tensors.
     """
     arguments = LinearInputs(query, key, value, log_decay, step, state, erase_key)
     _check(_map_tokens(lambda x: x[:, None], arguments, state), None, rule)

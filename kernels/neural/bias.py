@@ -36,7 +36,8 @@ class Power:
 
     With exponent p and sharpness a, the gradient is p tanh(a e) (e^2 + 1e-6)^((p - 1) / 2).
 
-    Raises ValueError if the exponent is below 1, the sharpness is not positive, or either is not finite.
+    Raises:
+        ValueError: If the exponent is below 1, the sharpness is not positive, or either is not finite.
     """
 
     exponent: float = 3.0
@@ -66,7 +67,8 @@ class Huber:
 
     So the gradient is at most the threshold.
 
-    Raises ValueError on an unknown `measure`.
+    Raises:
+        ValueError: On an unknown `measure`.
     """
 
     measure: Literal["norm", "coordinate"] = "norm"

@@ -30,7 +30,8 @@ class Identity:
 class QNorm:
     """Map from the dual theta to W = theta / norm_q(theta)^(q - 2), so norm_q(W) = norm_q(theta)^(3 - q).
 
-    Raises ValueError if q is below 2 or not finite.
+    Raises:
+        ValueError: If q is below 2 or not finite.
     """
 
     q: float = 4.0
@@ -60,7 +61,8 @@ class Simplex:
     If the weights of an output are equal, a small change of theta changes W by the same amount, minus the
     mean of the change over the inputs.
 
-    Raises ValueError if `total` is not positive and finite, or on an unknown `forgets_to`.
+    Raises:
+        ValueError: If `total` is not positive and finite, or on an unknown `forgets_to`.
     """
 
     total: float = 1.0

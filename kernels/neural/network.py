@@ -34,26 +34,25 @@ _SQUARED, _IDENTITY = SquaredError(), Identity()
 
 
 class NeuralState(NamedTuple):
-    """State of a neural memory. The last dim holds the P weights of all layers of a head.
-
-    `delta` is the difference from the initial weights, `momentum` the accumulated momentum, and `anchor` the
-    delta at which gradients are computed.
-    """
+    """State of a neural memory. The last dim holds the P weights of all layers of a head."""
 
     delta: Float[Tensor, "B H P"]
+    """Difference from the initial weights."""
     momentum: Float[Tensor, "B H P"]
+    """Accumulated momentum."""
     anchor: Float[Tensor, "B H P"]
+    """Delta at which gradients are computed."""
 
 
 class Gates(NamedTuple):
-    """Gates of each token and head: the step size, and the log decays of momentum and weights.
-
-    The log decays are at most 0.
-    """
+    """Gates of each token and head: the step size, and the log decays of momentum and weights."""
 
     step_size: Float[Tensor, "B T H"]
+    """Step size of the gradient step."""
     log_momentum: Float[Tensor, "B T H"]
+    """Log decay of the momentum, at most 0."""
     log_retention: Float[Tensor, "B T H"]
+    """Log decay of the weights, at most 0."""
 
 
 class Problem(NamedTuple):
@@ -78,7 +77,8 @@ class Problem(NamedTuple):
 class Learning:
     """Learning rule of a neural memory of the Miras family, by default the rule of Titans.
 
-    Raises ValueError on an unknown activation.
+    Raises:
+        ValueError: On an unknown activation.
     """
 
     activation: Literal["silu", "gelu"] = "silu"

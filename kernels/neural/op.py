@@ -132,7 +132,9 @@ def neural_memory(
         threshold: Threshold of each token's error, at least 0; required for a `Huber` loss.
         implementation: An implementation of `scrubjay.kernels.dispatch`, or "closed".
 
-    Raises ValueError if shapes do not match, and TypeError on integer tensors.
+    Raises:
+        ValueError: If shapes do not match.
+        TypeError: On integer tensors.
     """
     shape = NetworkShape.from_weights(weights, residual, norm, clip, learning)
     _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, threshold)
@@ -282,7 +284,9 @@ def neural_recall(
         norm: Standardize the network's output.
         learning: Loss, activation and mirror map; Titans by default.
 
-    Raises ValueError if shapes do not match, and TypeError on integer tensors.
+    Raises:
+        ValueError: If shapes do not match.
+        TypeError: On integer tensors.
     """
     shape = NetworkShape.from_weights(weights, residual, norm, learning=learning)
     batch, _, heads, width = query.shape

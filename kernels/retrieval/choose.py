@@ -64,9 +64,10 @@ def choose_chunks(
         implementation: Name of an implementation, from `scrubjay.kernels.dispatch`. For NumPy arrays only
             "auto" is allowed. "triton" needs summaries instead of scores.
 
-    Raises ValueError on mismatched shapes, and if `top_k` is below 1 or too small for the always-kept chunks.
-    Raises ValueError unless either `scores`, or both `summary_query` and `summaries`, are passed. Raises
-    TypeError on wrong dtypes.
+    Raises:
+        ValueError: On mismatched shapes, and if `top_k` is below 1 or too small for the always-kept chunks.
+        ValueError: Unless either `scores`, or both `summary_query` and `summaries`, are passed.
+        TypeError: On wrong dtypes.
     """
     has_options = num_sink_chunks or num_local_chunks or return_lse or implementation != "auto"
     if not (has_options or isinstance(valid, np.ndarray)):

@@ -55,8 +55,9 @@ def nearest(
         row_mask: True for rows that may be returned; all by default.
         implementation: An implementation of `scrubjay.kernels.dispatch` for tensors; only "auto" for arrays.
 
-    Raises ValueError on shapes that do not match, on `count` < 1 and on an unavailable implementation. Raises
-    TypeError on other dtypes.
+    Raises:
+        ValueError: On shapes that do not match, on `count` < 1 and on an unavailable implementation.
+        TypeError: On other dtypes.
     """
     if count < 1:
         raise ValueError(f"count={count}: must be at least 1")
@@ -78,9 +79,18 @@ def row_scores(
     *,
     implementation: Implementation = "auto",
 ) -> Float[Array, "Q R"]:
-    """Return the float32 dot products of the queries with the rows `rows` of `keys`, by default all rows.
+    """Return the float32 dot products of the queries with rows of a table.
 
-    Raises the errors of `nearest`. Also raises IndexError on a row outside the table, but not with "triton".
+    Args:
+        query: Q vectors.
+        keys: Table of N rows.
+        rows: Indices of R rows; by default all rows.
+        implementation: An implementation of `scrubjay.kernels.dispatch` for tensors; only "auto" for arrays.
+
+    Raises the errors of `nearest`.
+
+    Raises:
+        IndexError: On a row outside the table, but not with "triton".
     """
     _check(query, keys)
     if rows is not None and (rows.ndim != 1 or "int" not in str(rows.dtype)):

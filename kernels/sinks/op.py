@@ -149,6 +149,11 @@ def sink_slot(step_in_episode: Int[Tensor, "*batch"], num_sinks: int, window: in
 
     A cache that is filled in this way always holds every step that `sink_attention` reads with the same
     `num_sinks` and `window`.
+
+    Args:
+        step_in_episode: Number of the step in its episode, from 0.
+        num_sinks: Slots for the first steps of an episode.
+        window: Slots for the latest steps.
     """
     ring = num_sinks + (step_in_episode - num_sinks) % window
     return torch.where(step_in_episode < num_sinks, step_in_episode, ring)

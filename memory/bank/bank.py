@@ -187,10 +187,7 @@ class MemoryBank:
         merge: bool = True,
         **provenance: Any,
     ) -> Draft:
-        """Return the validated draft that `add` would write. Raises ValueError or TypeError as `add` does.
-
-        Args: see `add`.
-        """
+        """Return the validated draft that `add` would write; arguments and errors are those of `add`."""
         moment = self._clock()
         check_memorable(text)
         if importance is not None and not (isinstance(importance, int | float) and 0 <= importance <= 1):
@@ -367,7 +364,13 @@ class MemoryBank:
             return Record(**record_fields(row, self.foreign)) if row else None
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
-        """Return the last `n` records that are valid now, newest last."""
+        """Return the last `n` records that are valid now, newest last.
+
+        Args:
+            n: Largest number of records.
+            kind: Kind of the records; None for all.
+            namespace: Owner of the records, with the namespaces below it; None for all.
+        """
         n = check_count("n", n, 0)
         condition, values = Filter(
             at=to_seconds(self._clock(), "clock()"),
@@ -411,12 +414,16 @@ class MemoryBank:
 
         Records whose ids already exist in the bank stay unchanged. Records are written in batches of 500. If
         the import is interrupted, the written batches stay in the bank, and a second call with all records
-        completes the import. Raises ValueError or TypeError if a row is not an exported record.
+        completes the import.
 
         Args:
             rows: Exported records.
             foreign: The records may come from someone else: all of them get the trust "tool". False restores
                 the trust levels of an export of your own, such as a backup.
+
+        Raises:
+            ValueError: If a row is not an exported record.
+            TypeError: If a row is not an exported record.
         """
         rows, restorer, zone = iter(rows), Restorer(), time_zone(self._clock())
         new: list[bool] = []

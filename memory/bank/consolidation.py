@@ -43,6 +43,7 @@ class Change(NamedTuple):
     """Change to the bank that the decision function requests for a new text."""
 
     action: Action
+    """Type of the change: add, update, delete or none."""
     record: int | None = None
     """Index of the record to update or delete, in the list of candidate records; None for other actions."""
     text: str | None = None
@@ -76,10 +77,13 @@ class Decision:
     """Stored decision about one new text, with the changes that it made to the bank."""
 
     id: str
+    """Id of the decision, for `Consolidation.undo`."""
     moment: datetime
+    """Time of the decision."""
     considered_ids: tuple[str, ...]
     """Ids of the candidate records, nearest first."""
     steps: tuple[Step, ...]
+    """Changes to the bank, in order."""
     refusal: str
     """Reason why the requested changes were refused and the text was added; "" if none were refused."""
     undone_at: datetime | None
@@ -87,13 +91,20 @@ class Decision:
 
 
 class Consolidation:
-    """Writer that consolidates texts into a bank; `decide` gets a text and the `k` nearest records.
+    """Writer that consolidates texts into a bank.
 
     All changes for a text are refused if one of them targets a record that is not a candidate, has changed
     meanwhile, or is newer than the text. The text is then added as a new record. For the text of a tool, only
     records of tools are candidates. If `decide` rewords a text, the new record has the original text in the
     provenance field `said`. The actions "add" and "update" store the text, "none" and "delete" do not.
-    Raises ValueError if k < 1.
+
+    Args:
+        bank: Bank to write to.
+        decide: Function that maps a text and its nearest records to a list of changes.
+        k: Number of nearest records that `decide` gets.
+
+    Raises:
+        ValueError: If k < 1.
     """
 
     def __init__(self, bank: MemoryBank, decide: DecisionFunction, k: int = 10) -> None:
@@ -157,8 +168,11 @@ class Consolidation:
         """Undo a decision and return it.
 
         The records that the decision wrote are deleted. The records whose validity it ended get their old
-        validity back. Raises ValueError if the id is unknown, the decision was undone already, or one of its
-        records has changed since the decision.
+        validity back.
+
+        Raises:
+            ValueError: If the id is unknown, the decision was undone already, or one of its records has
+                changed since the decision.
         """
         bank = self._bank
         with bank.store.writing() as connection:
@@ -186,7 +200,11 @@ class Consolidation:
         return replace(decision, undone_at=undone_at)
 
     def decisions(self, n: int = 10) -> list[Decision]:
-        """Return the last `n` decisions, newest last. Raises ValueError if n < 0."""
+        """Return the last `n` decisions, newest last.
+
+        Raises:
+            ValueError: If n < 0.
+        """
         n = check_count("n", n, 0)
         with self._bank.store.reading() as connection:
             rows = connection.execute(

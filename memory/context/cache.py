@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from scrubjay.memory.context.attention import ATTENTION, attend_by_policy, serve_falcon, set_next_layer
-from scrubjay.memory.context.cache_file import CacheContent, check_state, read_cache_file
+from scrubjay.memory.context.cache_file import check_shape, load_layer, read_cache_file
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
 from scrubjay.memory.context.layers.local import select_policy
-from scrubjay.memory.context.layers.policy import MARKS, PolicyLayer, RetainedTokens
+from scrubjay.memory.context.layers.policy import PolicyLayer, RetainedTokens
 from scrubjay.memory.context.layers.probe import (
     check_layers,
     check_update,
@@ -58,9 +58,15 @@ class PolicyCache(Cache):
     `generate` calls in a row. Assisted decoding requires that `is_croppable` is True. With `track_tokens`,
     `get_retained_tokens` lists the retained tokens, and each value vector gets four more coordinates.
 
-    Raises TypeError if `policy` is not a policy or `model` is not a model. Raises ValueError if the policy
-    does not support the model, or if the batch size differs from earlier calls. Raises RuntimeError on a call
-    after an interrupted call.
+    Args:
+        policy: Policy that decides which tokens each layer retains and reads.
+        model: Model that will use the cache.
+        track_tokens: Record the position of each retained token, for `get_retained_tokens`.
+
+    Raises:
+        TypeError: If `policy` is not a policy or `model` is not a model.
+        ValueError: If the policy does not support the model, or if the batch size differs from earlier calls.
+        RuntimeError: On a call after an interrupted call.
     """
 
     layers: list[PolicyLayer | StateLayer | StatelessLayer]
@@ -120,8 +126,10 @@ class PolicyCache(Cache):
     def begin_call(self, position_ids: Tensor | None, length: int) -> None:
         """Prepare for a model call with `length` tokens at `position_ids`; None means consecutive positions.
 
-        Raises RuntimeError after an interrupted call. Raises ValueError on several tokens after the first
-        call, if the model resets its states in every call with several tokens.
+        Raises:
+            RuntimeError: After an interrupted call.
+            ValueError: On several tokens after the first call, if the model resets its states in every call
+                with several tokens.
         """
         if self.call_started:
             raise RuntimeError(INTERRUPTED)
@@ -170,7 +178,16 @@ class PolicyCache(Cache):
         return key_states, value_states
 
     def step(self, keys: Tensor, past_length: int, mask: Tensor | None) -> Step:
-        """Return the new tokens of this call as one `Step` that all layers share."""
+        """Return the new tokens of this call as one `Step` that all layers share.
+
+        Args:
+            keys: Keys of the new tokens, with the shape [batch, heads, time, width].
+            past_length: Number of earlier tokens, with padding.
+            mask: False for padding, for all past and new tokens; None without padding.
+
+        Raises:
+            ValueError: If the batch size has changed, or if the mask has a wrong shape.
+        """
         batch, _, length, _ = keys.shape
         if self._step is not None and self._step.past_length == past_length and self._step.length == length:
             return self._step
@@ -214,7 +231,8 @@ class PolicyCache(Cache):
     def allocate(self, index: int, length: int) -> None:
         """Set the token budgets of layers 0 to `index`; layer `index` has just processed `length` tokens.
 
-        Raises ValueError if the policy returns a wrong number of budgets or an invalid budget.
+        Raises:
+            ValueError: If the policy returns a wrong number of budgets or an invalid budget.
         """
         if length == 1 or not self.policy.allocates:
             return
@@ -238,7 +256,8 @@ class PolicyCache(Cache):
     def get_retained_tokens(self) -> dict[int, RetainedTokens]:
         """Return, by layer index, the retained tokens and the tokens that the last token attended to.
 
-        Raises ValueError if `track_tokens` is False, or if the cache has read no token.
+        Raises:
+            ValueError: If `track_tokens` is False, or if the cache has read no token.
         """
         if not self.track_tokens:
             raise ValueError(
@@ -288,7 +307,8 @@ class PolicyCache(Cache):
     def shape(self) -> CacheShape:
         """Return the `CacheShape` of the layers that the policy manages, for `policy.nbytes`.
 
-        Raises ValueError before the first token.
+        Raises:
+            ValueError: Before the first token.
         """
         for layer in self._policy_layers or self.attention_layers:
             if layer.shape is not None:
@@ -303,8 +323,9 @@ class PolicyCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens of every text: as in transformers, `crop(-3)` removes three tokens.
 
-        Raises ValueError on a positive number, if the policy has evicted tokens that the shorter text needs,
-        or if the model has recurrent or convolutional states.
+        Raises:
+            ValueError: On a positive number, if the policy has evicted tokens that the shorter text needs, or
+                if the model has recurrent or convolutional states.
         """
         if tokens_to_remove > 0:
             raise ValueError(
@@ -374,7 +395,8 @@ class PolicyCache(Cache):
     def activate_past_recording(self) -> None:
         """Check that the cache supports assisted decoding, before transformers starts to decode.
 
-        Raises ValueError if assisted decoding would change the generated text.
+        Raises:
+            ValueError: If assisted decoding would change the generated text.
         """
         if not self.is_croppable:
             name = type(self.policy).__name__
@@ -416,8 +438,14 @@ class PolicyCache(Cache):
     def load(cls, path: str | PathLike[str], policy: ContextPolicy, model: PreTrainedModel) -> Self:
         """Load a cache that `save` wrote; generation continues exactly where the saved cache stopped.
 
-        Raises ValueError if the file is damaged, or if the cache was saved with another policy or from a
-        model with other sizes or another precision.
+        Args:
+            path: File that `save` wrote.
+            policy: Policy of the saved cache.
+            model: Model of the saved cache.
+
+        Raises:
+            ValueError: If the file is damaged, or if the cache was saved with another policy or from a model
+                with other sizes or another precision.
         """
         cache = cls(policy, model)
         expected = {
@@ -427,59 +455,17 @@ class PolicyCache(Cache):
         }
         content = read_cache_file(path, expected, len(cache.layers), model.device)
         if content.shape is not None:
-            cache._check_shape(content.shape, model, path)
+            layers = cache._policy_layers or cache.attention_layers
+            check_shape(
+                content.shape, cache._config, find_rotation(model).sizes[layers[0].index], model, path
+            )
         cache.track_tokens, cache.count = content.has_marks, content.count
         try:
             for layer, budget, state in zip(cache.layers, content.budgets, content.states, strict=True):
-                cache._load_layer(layer, budget, state, content, model)
+                load_layer(layer, budget, state, content, model)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged or is not a saved cache: {error}") from error
         return cache
-
-    def _load_layer(
-        self,
-        layer: Any,
-        budget: int | None,
-        state: dict[str, Tensor],
-        content: CacheContent,
-        model: PreTrainedModel,
-    ) -> None:
-        """Load the state of a layer from a file. Raises TypeError if its tensors have other sizes."""
-        if not isinstance(layer, PolicyLayer):
-            layer.load_state_dict(state)
-            return
-        layer.reset()  # the layer reads `track_tokens`
-        if budget is not None:
-            layer.shrink(budget)
-        own = {name: tensor for name, tensor in state.items() if " " not in name}
-        if own and content.shape is not None:
-            key_heads, key_width = find_rotation(model).sizes[layer.index]
-            sizes = {"batch": content.shape.batch, "heads": content.shape.heads}
-            sizes |= {"key_heads": key_heads, "key_width": key_width}
-            if (key_heads, key_width) == (content.shape.key_heads, content.shape.key_width):
-                sizes["value_width"] = content.shape.value_width + (MARKS if content.has_marks else 0)
-                sizes["width"] = key_width + sizes["value_width"]
-            if not layer.policy.drops:
-                sizes["columns"] = content.length
-            check_state(own, sizes, model.dtype, layer.memory.state_names)
-        layer.load_state_dict(state)
-        layer.past_length, layer.shape = content.length, content.shape
-
-    def _check_shape(self, shape: CacheShape, model: PreTrainedModel, path: str | PathLike[str]) -> None:
-        key_heads, key_width = find_rotation(model).sizes[
-            (self._policy_layers or self.attention_layers)[0].index
-        ]
-        expected = {
-            "heads": self._config.num_attention_heads,
-            "key_heads": key_heads,
-            "key_width": key_width,
-            "itemsize": model.dtype.itemsize,
-        }
-        for name, value in expected.items():
-            if getattr(shape, name) != value:
-                raise ValueError(
-                    f"{path} was saved with {name}={getattr(shape, name)}, but the model has {value}"
-                )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return an independent copy for the same model, for example for several questions about one text."""

@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from scrubjay.memory.context.foreign.weights import check_density
+from scrubjay.memory.context.layers.policy import MARKS, PolicyLayer
+from scrubjay.memory.context.layers.rotation import find_rotation
 from scrubjay.memory.context.policies.base import CacheShape
 
 _MAX_TOKENS = 2**53
@@ -156,4 +159,51 @@ def check_state(
             raise TypeError(
                 f"the tensor {name!r} has shape {list(tensor.shape)} and type {tensor.dtype}, which do not "
                 "fit the model and the other tensors"
+            )
+
+
+def load_layer(
+    layer: Any, budget: int | None, state: dict[str, Tensor], content: CacheContent, model: PreTrainedModel
+) -> None:
+    """Load the state of a layer from a file. Raises TypeError if its tensors have other sizes."""
+    if not isinstance(layer, PolicyLayer):
+        layer.load_state_dict(state)
+        return
+    layer.reset()  # the layer reads `track_tokens`
+    if budget is not None:
+        layer.shrink(budget)
+    own = {name: tensor for name, tensor in state.items() if " " not in name}
+    if own and content.shape is not None:
+        key_heads, key_width = find_rotation(model).sizes[layer.index]
+        sizes = {"batch": content.shape.batch, "heads": content.shape.heads}
+        sizes |= {"key_heads": key_heads, "key_width": key_width}
+        if (key_heads, key_width) == (content.shape.key_heads, content.shape.key_width):
+            sizes["value_width"] = content.shape.value_width + (MARKS if content.has_marks else 0)
+            sizes["width"] = key_width + sizes["value_width"]
+        if not layer.policy.drops:
+            sizes["columns"] = content.length
+        check_state(own, sizes, model.dtype, layer.memory.state_names)
+    layer.load_state_dict(state)
+    layer.past_length, layer.shape = content.length, content.shape
+
+
+def check_shape(
+    shape: CacheShape,
+    config: Any,
+    key_sizes: tuple[int, int],
+    model: PreTrainedModel,
+    path: str | PathLike[str],
+) -> None:
+    """Raise ValueError if a file has other sizes than the model, of which `key_sizes` are heads and width."""
+    key_heads, key_width = key_sizes
+    expected = {
+        "heads": config.num_attention_heads,
+        "key_heads": key_heads,
+        "key_width": key_width,
+        "itemsize": model.dtype.itemsize,
+    }
+    for name, value in expected.items():
+        if getattr(shape, name) != value:
+            raise ValueError(
+                f"{path} was saved with {name}={getattr(shape, name)}, but the model has {value}"
             )

@@ -33,7 +33,11 @@ _POLICIES: Registry[ContextPolicy] = Registry(
 
 
 def register(name: str, policy_class: type[ContextPolicy]) -> None:
-    """Add a policy of your own under `name`. Raises ValueError if the name is taken."""
+    """Add a policy of your own under `name`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
     _POLICIES.register(name, policy_class)
 
 
@@ -62,12 +66,18 @@ def warn_of_dropped_tokens(policy: str) -> None:
 def make(name: str, **fields: Any) -> ContextPolicy:
     """Return the policy `name` with these fields: `make("sinks", budget=256)`.
 
-    All other fields have their defaults. Raises ValueError on an unknown name or field and on an invalid
-    size. The message lists the choices.
+    All other fields have their defaults.
+
+    Raises:
+        ValueError: On an unknown name or field and on an invalid size. The message lists the choices.
     """
     return _POLICIES.configure(name, **fields)
 
 
 def name_of(policy: ContextPolicy) -> str:
-    """Return the name under which a policy is registered. Raises ValueError if it is not registered."""
+    """Return the name under which a policy is registered.
+
+    Raises:
+        ValueError: If it is not registered.
+    """
     return _POLICIES.name_of(policy)

@@ -22,6 +22,7 @@ from scrubjay.memory.contract.clock import last_marked
 from scrubjay.memory.contract.stepper import PlainStepper, Stepper, can_fold
 
 State = dict[str, Tensor]
+"""State of a memory: a flat dict of tensors of fixed shapes, batch first. The keys are the memory's own."""
 PaperValues = Mapping[str, object] | str
 """Values of a config's fields as in a paper, or the reason why there are none."""
 SAME_AS_PAPER: PaperValues = {}
@@ -36,7 +37,11 @@ _MAX_SAFE_NORM = 1e12
 
 @dataclass(frozen=True)
 class MemoryConfig(ABC):
-    """Base config of a memory; a subclass adds more sizes. Raises ValueError if `dim` is odd or below 8."""
+    """Base config of a memory; a subclass adds more sizes.
+
+    Raises:
+        ValueError: If `dim` is odd or below 8.
+    """
 
     paper_values: ClassVar[PaperValues] = "its config class states no values of a paper"
     """Values of fields with which the memory follows its paper; empty if the defaults do. A string is the
@@ -109,6 +114,11 @@ class Memory(nn.Module, ABC):
 
         `forward` calls an override only with finite values whose products cannot overflow. Rows with
         larger finite values are processed by this default implementation.
+
+        Args:
+            x: Inputs.
+            state: State before the first input.
+            start: True for the first input of an episode.
         """
         outputs = []
         for t in range(x.shape[1]):
@@ -124,9 +134,12 @@ class Memory(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return outputs and the state after the last input.
 
-        Raises ValueError if the shape or dtype of `x` or `start` is wrong, or if an entry of the state is
-        missing or has a wrong shape. Outside autocast, `x` must have the parameters' dtype. Raises TypeError
-        if `start` is not a tensor or `state` is not a dict.
+        Outside autocast, `x` must have the parameters' dtype.
+
+        Raises:
+            ValueError: If the shape or dtype of `x` or `start` is wrong, or if an entry of the state is
+                missing or has a wrong shape.
+            TypeError: If `start` is not a tensor or `state` is not a dict.
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")

@@ -206,7 +206,15 @@ class LayerMemory(ABC):
         step: Step,
         scoring: Scoring,
     ) -> Float[Tensor, "batch heads length value_width"]:
-        """Return the attention output of the new tokens, and update the state."""
+        """Return the attention output of the new tokens, and update the state.
+
+        Args:
+            query: Queries of the new tokens, [batch, heads, length, width].
+            keys: Keys of the new tokens, [batch, key_heads, length, width].
+            values: Values of the new tokens, [batch, key_heads, length, value_width].
+            step: Times and positions of the new tokens.
+            scoring: The model's scale, soft cap and learned sinks.
+        """
         pieces = step.compute_once("pieces", lambda: self.pieces(step))
         if len(pieces) == 1:
             return self._piece(query, keys, values, step, scoring)
@@ -225,17 +233,14 @@ class LayerMemory(ABC):
         return out
 
     def pieces(self, step: Step) -> list[int]:
-        """Return the lengths of the pieces into which `attend` splits a step.
-
-        By default a piece has as many tokens as `longest_piece` allows.
-        """
+        """Return the lengths of the pieces into which `attend` splits a step, by default `longest_piece`."""
         longest = self.longest_piece or step.length
         return [min(longest, step.length - first) for first in range(0, step.length, longest)]
 
     def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> PastKeyValues | None:
-        """Return the past keys and values for a piece, that is, for some consecutive new tokens.
+        """Return the past keys and values for a piece, by default all that are in the state; None for none.
 
-        By default these are all keys and values in the state. The result is None if there are no past tokens.
+        Arguments are those of `generate`.
         """
         if "keys" not in self.state:
             return None
@@ -277,7 +282,7 @@ class LayerMemory(ABC):
 
     @abstractmethod
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Add the new tokens to the state, and evict the tokens that exceed the budget."""
+        """Add the new tokens to the state, and evict those above the budget; arguments as for `attend`."""
 
     def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
         """Return the retained attention values (V) after `count` tokens of each text; None before the first
@@ -313,7 +318,10 @@ class LayerMemory(ABC):
         """Reduce the budget to `budget` tokens.
 
         If the prompt that the layer has just read is longer, the call evicts tokens of the prompt, unless
-        `settle` was called before. Raises ValueError on a budget that is invalid for the policy.
+        `settle` was called before.
+
+        Raises:
+            ValueError: On a budget that is invalid for the policy.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not implement shrink(), which a policy with allocate() needs"
@@ -328,7 +336,8 @@ class LayerMemory(ABC):
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Remove the last `columns` tokens of every row; `count` is the number of tokens of each row.
 
-        Raises ValueError if the earlier state cannot be restored.
+        Raises:
+            ValueError: If the earlier state cannot be restored.
         """
         raise ValueError(f"{type(self).__name__} cannot be cropped; reset the cache, or load a saved cache")
 
@@ -411,8 +420,12 @@ class ContextPolicy(ABC):
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of a cache of this shape on the model's device after `tokens` tokens per row.
 
-        `at_once` is True if the tokens came in one call, False if they came one by one. A policy with
-        `split_invariant` returns the same number in both cases.
+        A policy with `split_invariant` returns the same number for both values of `at_once`.
+
+        Args:
+            tokens: Tokens of each row.
+            shape: Sizes of the cache.
+            at_once: True if the tokens came in one call, False if they came one by one.
         """
 
 
