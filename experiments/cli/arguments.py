@@ -8,6 +8,7 @@ import difflib
 import io
 import itertools
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -17,6 +18,7 @@ import tyro
 from tyro.conf import UseAppendAction, arg
 
 from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.cli.headings import Headings
 from scrubjay.experiments.cli.untrusted_text import HelpShown
 
 T = TypeVar("T")
@@ -97,7 +99,12 @@ def parse_known(options_type: type[T], arguments: Sequence[str]) -> tuple[T, lis
 def _parse(options_type: type[T], arguments: Sequence[str], **keywords: Any) -> tuple[T, list[str]]:
     error_output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(error_output), _join_lines_of_docstrings():
+        output: Any = Headings(sys.stdout)
+        with (
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(error_output),
+            _join_lines_of_docstrings(),
+        ):
             return tyro.cli(options_type, args=list(arguments), return_unknown_args=True, **keywords)
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # rich raises SystemExit for a closed pipe

@@ -143,7 +143,7 @@ def _add_arguments(
     boxes = re.split(r"^ (\S.*?) *\n -+ *$", text, flags=re.MULTILINE)
     for title, box in zip(boxes[1::2], boxes[2::2], strict=True):
         for number, metavar in enumerate(re.findall(r"^  (\S.*?)(?:  .*)?$", box, re.MULTILINE)):
-            if title.startswith("positional"):
+            if title == "arguments":
                 name = _POSITIONALS.get(command, "file") if not number else f"argument{number}"
                 nargs = "*" if "..." in metavar else "?"
                 _add(parser, name, nargs=nargs).completer = _completer(name, metavar, command)
