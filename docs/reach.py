@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scrubjay import memory
-from scrubjay.experiments.viz.curves import assign_colors
+from scrubjay.experiments.viz.style import assign_colors
 
 WIDTH, STEPS, ROWS = 64, 640, 8
 LEAST = 1e-6

@@ -16,7 +16,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from scrubjay.experiments.lm.reading import Curve
 from scrubjay.experiments.measurements import select
-from scrubjay.experiments.viz.curves import assign_colors, make_figure, place_legend, save_figure
+from scrubjay.experiments.viz.curves import make_figure, place_legend, save_figure
+from scrubjay.experiments.viz.style import assign_styles
 
 _BINS = 40
 
@@ -25,18 +26,17 @@ def plot_perplexity(curves: dict[str, Curve], out: Path | str) -> Path:
     """Plot perplexity, time per token and process memory against the position, and return the path."""
     figure = make_figure(3)
     quality, speed, memory = figure.subplots(1, 3)
-    shades = assign_colors(curves)
+    styles = assign_styles(curves)
     for name, curve in curves.items():
+        line = {**styles[name].as_line(), "label": name, "linewidth": 2}
         edges = np.unique(np.linspace(0, len(curve.nats), min(_BINS, len(curve.nats)) + 1).astype(int))
         means = [curve.perplexity(first, last) for first, last in itertools.pairwise(edges)]
-        quality.plot((edges[1:] + edges[:-1]) / 2, means, color=shades[name], label=name, linewidth=2)
+        quality.plot((edges[1:] + edges[:-1]) / 2, means, **line)
         sizes = np.diff(curve.ends, prepend=0)
         whole = 2 * sizes >= sizes.max()  # a short block, such as the last, costs more per token
         milliseconds = 1000 * curve.per_block("cpu")[whole] / sizes[whole]
-        speed.plot(curve.ends[whole], _smooth(milliseconds), color=shades[name], label=name, linewidth=2)
-        memory.plot(
-            curve.ends, curve.per_block("resident") / 2**30, color=shades[name], label=name, linewidth=2
-        )
+        speed.plot(curve.ends[whole], _smooth(milliseconds), **line)
+        memory.plot(curve.ends, curve.per_block("resident") / 2**30, **line)
     _log_scale(quality)
     for axes, title in (
         (quality, "perplexity"),
@@ -101,7 +101,7 @@ def plot_speed(rows: Sequence[dict[str, Any]], out: Path | str) -> Path:
     """Plot the time per token against the context length, and return the path."""
     figure = make_figure(1)
     axes = figure.subplots()
-    shades = assign_colors(row["method"] for row in rows)
+    styles = assign_styles(row["method"] for row in rows)
     for method in dict.fromkeys(row["method"] for row in rows):
         own = select(rows, method=method)
         lengths = sorted({row["context"] for row in own})
@@ -109,7 +109,7 @@ def plot_speed(rows: Sequence[dict[str, Any]], out: Path | str) -> Path:
         middle = np.array([median(turn) for turn in turns])
         spread = [middle - [*map(min, turns)], [*map(max, turns)] - middle]
         axes.errorbar(
-            lengths, middle, spread, marker="o", color=shades[method], label=method, capsize=3, linewidth=2
+            lengths, middle, spread, **styles[method].as_points(), label=method, capsize=3, linewidth=2
         )
     axes.set_xscale("log", base=2)
     _log_scale(axes)

@@ -36,7 +36,8 @@ from scrubjay.experiments.measurements import Records, markdown
 from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
 from scrubjay.experiments.quality.probe import prepare_out, run_probe, write_report
 from scrubjay.experiments.resources import resident_bytes, stopwatch
-from scrubjay.experiments.viz.curves import assign_colors, make_figure, place_legend, save_figure
+from scrubjay.experiments.viz.curves import make_figure, place_legend, save_figure
+from scrubjay.experiments.viz.style import assign_styles
 from scrubjay.memory import MemoryBank
 
 Method = Literal["bank", "bank-alone", "words-alone", "sinks", "full"]
@@ -382,7 +383,7 @@ def _report(options: ConversationBench, results: ConversationRows) -> list[str]:
 def _plot(results: ConversationRows, out: Path) -> Path:
     """Plot time, prompt length and memory by turn, for the first seed of each method."""
     figure = make_figure(3)
-    shades = assign_colors(who for who, _ in results)
+    styles = assign_styles(who for who, _ in results)
     first = {who: rows for (who, _), rows in reversed(results.items())}
     for axes, name, title, scale in zip(
         figure.subplots(1, 3),
@@ -395,7 +396,7 @@ def _plot(results: ConversationRows, out: Path) -> Path:
             values = [row[name] / scale for row in rows if name in row]
             if name == "cpu":
                 values = [fmean(values[max(0, i - 4) : i + 5]) for i in range(len(values))]
-            axes.plot(range(1, len(values) + 1), values, color=shades[who], label=who, linewidth=2)
+            axes.plot(range(1, len(values) + 1), values, **styles[who].as_line(), label=who, linewidth=2)
         axes.set_title(title)
         axes.set_xlabel("turn")
         axes.set_xlim(left=0)

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scrubjay.experiments.recipes.registry import task_title
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.statistics import group_runs
 from scrubjay.experiments.viz.curves import (
-    assign_colors,
     draw_level,
     draw_mean,
     label_runs,
@@ -23,6 +23,7 @@ from scrubjay.experiments.viz.curves import (
     save_figure,
     set_log_ticks,
 )
+from scrubjay.experiments.viz.style import Style, assign_styles
 
 _ACCURACY_LABEL = "accuracy"
 
@@ -34,7 +35,7 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
     the mean and the range over seeds. A dashed line shows the accuracy of guessing.
     """
     labels = label_runs(runs)
-    shades = assign_colors(labels.values())
+    styles = assign_styles(labels.values())
     recipes = group_runs(runs, "recipe")
     columns = sorted({count for run in runs for count, _ in _accuracies(run)})
     size = (1.0 + 3.4 * len(columns), 0.8 + 2.6 * len(recipes))
@@ -48,11 +49,12 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
             if not curves:
                 axes.set_axis_off()
                 continue
-            _draw(axes, curves, shades)
+            _draw(axes, curves, styles)
             draw_level(axes, config.chance(test_count), "guessing")
             mark_training(axes, trained_span)
             as_trained = ", as in training" if test_count == trained_count else ""
-            axes.set_title(f"{recipe}: {test_count} {config.axis_labels[0]}{as_trained}", fontsize=9)
+            title = f"{task_title(recipe)}: {test_count} {config.axis_labels[0]}{as_trained}"
+            axes.set_title(title, fontsize=9)
             axes.set_xlabel(f"{config.axis_labels[1]} (test)")
         row[0].set_ylabel(_ACCURACY_LABEL)
     place_legend(next(axes for axes in reversed(grid[0]) if axes.axison))
@@ -62,18 +64,18 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
 def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
     """Plot accuracy against the number of items to remember, at the training length; return the path."""
     labels = label_runs(runs)
-    shades = assign_colors(labels.values())
+    styles = assign_styles(labels.values())
     figure, panels = make_panels(group_runs(runs, "recipe"))
     for axes, recipe, panel in panels:
         config: Any = panel[0].config
         trained_count, trained_span = config.train_sizes
         curves = _curves(panel, labels, along=0, other_size=trained_span)
-        _draw(axes, curves, shades)
+        _draw(axes, curves, styles)
         counts = sorted(next(iter(curves.values()))[0])
         guesses = [config.chance(count) for count in counts]
         axes.plot(counts, guesses, color="grey", linestyle="--", linewidth=1, label="guessing")
         mark_training(axes, trained_count, "training maximum")
-        axes.set_title(f"{recipe}, {config.axis_labels[1]}: {trained_span}")
+        axes.set_title(f"{task_title(recipe)}, {config.axis_labels[1]}: {trained_span}")
         axes.set_xlabel(f"{config.axis_labels[0]} (test)")
         axes.set_ylabel(_ACCURACY_LABEL)
         place_legend(axes)
@@ -91,7 +93,7 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
             raise ValueError(
                 f"the result of {run.path} has no state size; plot runs of sequence tasks, such as mqar"
             )
-    shades = assign_colors(run.config.label for run in runs)
+    styles = assign_styles(run.config.label for run in runs)
     figure, panels = make_panels(group_runs(runs, "recipe"))
     for axes, recipe, panel in panels:
         config: Any = panel[0].config
@@ -104,12 +106,12 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
             scores = [sizes[size] for size in at]
             means = np.array([np.mean(own) for own in scores])
             spread = np.array([means - [*map(min, scores)], [*map(max, scores)] - means])
-            axes.errorbar(at, means, spread, marker="o", color=shades[label], label=label, capsize=3)
-        draw_level(axes, config.success_without_memory)
+            axes.errorbar(at, means, spread, **styles[label].as_points(), label=label, capsize=3)
+        draw_level(axes, config.success_without_memory, "guessing")
         axes.set_xscale("log")
         axes.margins(x=0.15)
         axes.set_ylim(-0.02, 1.05)
-        axes.set_title(f"{recipe}, {config.train_sizes[0]} {config.axis_labels[0]}")
+        axes.set_title(f"{task_title(recipe)}, {config.train_sizes[0]} {config.axis_labels[0]}")
         axes.set_xlabel("state size per sequence, bytes")
         axes.set_ylabel(_ACCURACY_LABEL)
         axes.grid(alpha=0.3)
@@ -140,12 +142,12 @@ def _curves(
     return curves
 
 
-def _draw(axes: Axes, curves: Mapping[str, list[dict[int, float]]], shades: Mapping[str, Any]) -> None:
+def _draw(axes: Axes, curves: Mapping[str, list[dict[int, float]]], styles: Mapping[str, Style]) -> None:
     for label in sorted(curves):
         # Only sizes at which all runs were tested.
         sizes = sorted(set.intersection(*map(set, curves[label])))
         values = [[by_size[size] for size in sizes] for by_size in curves[label]]
-        draw_mean(axes, sizes, values, label, shades[label], marker="o", linewidth=2)
+        draw_mean(axes, sizes, values, label, styles[label])
         set_log_ticks(axes, sizes, base=2)
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.3)

@@ -1,6 +1,6 @@
 """Learning curves and curves of test scores, with the mean and the range over seeds.
 
-A memory has the same color in every plot.
+A memory has the same color, line and marker in every plot.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -20,9 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from scrubjay.experiments.cli.untrusted_text import printable
 from scrubjay.experiments.files import write_atomically
-from scrubjay.experiments.recipes.registry import longer_range
+from scrubjay.experiments.recipes.registry import longer_range, task_title
 from scrubjay.experiments.runs.initial_weights import flatten
+from scrubjay.experiments.runs.metrics import WINDOW
 from scrubjay.experiments.runs.run import Run
+from scrubjay.experiments.viz.style import Style, assign_styles
 
 Content = TypeVar("Content")
 _log = logging.getLogger(__name__)
@@ -39,52 +42,18 @@ _TEAM_LABELS = {
     "fifth_percentile_rate_bps": "5th percentile of users' rates, bit/s",
 }
 """Labels of the measures of teams that are plotted against the team size."""
-_OWN = {
-    "none": "#7f7f7f",
-    "positional": "#c7c7c7",
-    "gru": "#1f77b4",
-    "lstm": "#17becf",
-    "gtrxl": "#2ca02c",
-    "sink": "#bcbd22",
-    "stack": "#c7b299",
-    "hcam": "#d62728",
-    "landmark": "#ff7f0e",
-    "moba": "#8c564b",
-    "nsa": "#c49c94",
-    "elmur": "#e377c2",
-    "routing": "#f7b6d2",
-    "titans": "#9467bd",
-    "titans_mac": "#5b3a8e",
-    "titans_mag": "#c5b0d5",
-    "titans_mal": "#b04fd6",
-    "yaad": "#e6ab02",
-    "moneta": "#a6761d",
-    "memora": "#ffd92f",
-    "gated_delta": "#1b7837",
-    "comba": "#5aae61",
-    "rwkv7": "#a6dba0",
-    "mamba2": "#d95f02",
-    "mamba3": "#fdae61",
-    "xlstm": "#4393c3",
-    "flow": "#7fbf7b",
-    "based": "#b8e186",
-    "lightning": "#00c08b",
-    "lru": "#08519c",
-    "mingru": "#6baed6",
-    "ffm": "#08306b",
-    "shm": "#9ecae1",
-    "agalite": "#008080",
-}
-_OTHERS = (
-    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22",
-    "#17becf", "#ffbb78", "#98df8a", "#ff9896", "#aec7e8", "#dbdb8d",
-)  # fmt: skip
+_BAND = "Lines: mean of the seeds; bands: lowest to highest seed"
+_AVERAGED = f"Training scores are moving means over the last {WINDOW} episodes."
+_LEVEL = "level"
+"""Id of lines that are labeled in the axes instead of the legend."""
+LABEL_BOX = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+"""Background of a label in the axes, so that it stays legible over a curve."""
 _GRID = 400
 _LONGEST_LABEL = 300
 _MOST_NAMES = 18
 """Maximum number of names in a column of a legend; longer columns do not fit the figure."""
 _COLUMN_INCHES = 1.8
-_DOT = 3
+_DOT = 6
 """Size of the dot of an evaluation, in points."""
 
 
@@ -95,9 +64,9 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
     values, with the range from the worst to the best seed shaded. Where only some have values, each is a thin
     line of its own. A cross marks the end of a run that has not finished. Runs without values are left out,
     with a warning. The default metric is the success rate if every run has it, otherwise the episode return.
-    Dots mark evaluations during training, whose episodes differ from those of training. A dashed line shows
-    the best success without memory, if known. Raises ValueError, naming the existing
-    metrics, if no run has the metric.
+    Dots mark evaluations during training, whose episodes differ from those of training. A labeled line shows
+    the best success without memory, if known. A note says what the bands and the training scores are. Raises
+    ValueError, naming the existing metrics, if no run has the metric.
     """
     rows = {run: run.metrics() for run in runs}
     labels = label_runs(runs)
@@ -123,20 +92,20 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
         reason = f"it has no metric {metric!r}" if has_curve(run) else "no episode has ended yet"
         _log.warning("%s is not drawn: %s", run.path, reason)
     chance = {run.config.recipe: run.success_without_memory for run in runs}
-    shades = assign_colors(label for panel in panels.values() for label in panel)
+    styles = assign_styles(label for panel in panels.values() for label in panel)
     figure, rows_of_axes = make_panels(panels)
     for axes, recipe, panel in rows_of_axes:
         for label in sorted(panel):
-            _draw_curve(axes, panel[label], label, shades[label])
+            _draw_curve(axes, panel[label], label, styles[label])
         if not all(curve.is_finished for curves in panel.values() for curve in curves):
             axes.plot([], [], "x", color="grey", label="not finished")
         if any(curve.evaluations for curves in panel.values() for curve in curves):
-            axes.plot([], [], "o", color="grey", markersize=_DOT, label="evaluation")
+            axes.plot([], [], ".", color="grey", markersize=_DOT, label="evaluation")
         if metric == "charts/success":
             axes.set_ylim(-0.02, 1.02)
         axes.set_xlim(left=0)
-        axes.set_title(recipe)
-        axes.set_xlabel("steps")
+        axes.set_title(task_title(recipe))
+        axes.set_xlabel("training steps")
         axes.set_ylabel(LABELS.get(metric, metric))
         axes.xaxis.set_major_formatter(_format_steps)
         axes.grid(alpha=0.3)
@@ -144,6 +113,8 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
         if metric == "charts/success" and level is not None:
             draw_level(axes, level, "best without memory")
         place_legend(axes)
+    is_averaged = metric.startswith("charts/") and all(hasattr(run.config, "env") for run in runs)
+    add_note(figure, f"{_BAND}. {_AVERAGED if is_averaged else ''}")
     return save_figure(figure, out)
 
 
@@ -192,24 +163,26 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
     panels: dict[str, dict[str, list[dict[int, float]]]] = {}
     for run, by_length in scores:
         panels.setdefault(run.config.recipe, {}).setdefault(run.config.label, []).append(by_length)
-    shades = assign_colors(label for panel in panels.values() for label in panel)
+    styles = assign_styles(label for panel in panels.values() for label in panel)
     figure, rows = make_panels(panels)
     for axes, recipe, panel in rows:
         lengths = list(next(iter(panel.values()))[0])
         alpha = min(0.2, 0.5 / len(panel))  # the ranges of many curves overlap
         for label in sorted(panel):
-            values = [list(by_length.values()) for by_length in panel[label]]
-            draw_mean(axes, lengths, values, label, shades[label], alpha, marker="o", linewidth=2)
+            style, values = styles[label], [list(by_length.values()) for by_length in panel[label]]
+            label = f"{label} ({_count_seeds(len(values))})"
+            draw_mean(axes, lengths, values, label, style, alpha)
         mark_training(axes, lengths[0])
         set_log_ticks(axes, lengths)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title(f"{recipe}: tests on longer tasks")
+        axes.set_title(f"{task_title(recipe)}: tests on longer tasks")
         setting = longer_range(recipe)
         assert setting is not None  # otherwise there are no scores
         axes.set_xlabel(f"{setting[0].replace('_', ' ')} (test)")
         axes.set_ylabel(LABELS["charts/success"])
         axes.grid(alpha=0.3)
         place_legend(axes)
+    add_note(figure, f"{_BAND}.")
     return save_figure(figure, out)
 
 
@@ -225,14 +198,15 @@ def plot_sizes(
     the name of the setting for the team size, and `training_size` its value in training. Curves show the mean
     and the range over seeds; curves of rule-based policies are dashed.
     """
-    shades = assign_colors(scores)
+    styles = assign_styles(scores)
     figure = make_figure(len(_TEAM_LABELS))
     panels = figure.subplots(1, len(_TEAM_LABELS))
     for axes, (measure, axis_label) in zip(panels, _TEAM_LABELS.items(), strict=True):
         for label, by_size in scores.items():
             values = np.transpose([[seed[measure] for seed in seeds] for seeds in by_size.values()])
+            style = styles[label]
             line = "--" if label.startswith("rule: ") else "-"
-            draw_mean(axes, [*by_size], values, label, shades[label], marker="o", linestyle=line)
+            draw_mean(axes, [*by_size], values, label, style._replace(line=line))
             axes.set_xticks([*by_size])
         mark_training(axes, training_size)
         axes.set_xlabel(f"{size.replace('_', ' ')} (test)")
@@ -255,13 +229,7 @@ def make_panels(panels: Mapping[str, Content]) -> tuple[Figure, list[tuple[Axes,
 
 
 def draw_mean(
-    axes: Axes,
-    x: ArrayLike,
-    values: ArrayLike,
-    label: str,
-    color: Any,
-    alpha: float = 0.2,
-    **style: Any,
+    axes: Axes, x: ArrayLike, values: ArrayLike, label: str, style: Style, alpha: float = 0.2, **more: Any
 ) -> None:
     """Plot the mean over seeds of `values`, `[seeds, points]`, and shade the range.
 
@@ -270,18 +238,27 @@ def draw_mean(
         x: Position of each point.
         values: Value of each seed at each point.
         label: Name of the curve in the legend.
-        color: Color of curve and range.
+        style: Style of the curve; the range has its color.
         alpha: Opacity of the range.
-        style: Style of the curve, as in `Axes.plot`.
+        more: Further arguments of `Axes.plot`.
     """
     values = np.asarray(values)
-    axes.plot(x, values.mean(axis=0), color=color, label=label, **style)
-    axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=alpha, linewidth=0)
+    line = {**style.as_points(), "linewidth": 2, "markersize": 5, **more}
+    axes.plot(x, values.mean(axis=0), label=label, **line)
+    low, high = values.min(axis=0), values.max(axis=0)
+    axes.fill_between(x, low, high, color=style.color, alpha=alpha, linewidth=0)
 
 
-def draw_level(axes: Axes, level: float, label: str | None = None) -> None:
-    """Draw a dashed line at a score that needs no memory or no training."""
-    axes.axhline(level, color="grey", linestyle="--", linewidth=1, label=label)
+def draw_level(axes: Axes, level: float, label: str) -> None:
+    """Draw a labeled line at a score that needs no memory, or that others published."""
+    axes.axhline(level, color="grey", linestyle="--", linewidth=1, label=label, gid=_LEVEL)
+    place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "top", "bbox": LABEL_BOX}
+    axes.text(0.99, level, f"{label} ({level:.3g})", fontsize=8, color="#444444", zorder=1.5, **place)
+
+
+def add_note(figure: Figure, text: str) -> None:
+    """Write a small line of text under the figure."""
+    figure.supxlabel(text.strip(), fontsize=8, color="#555555")
 
 
 def mark_training(axes: Axes, value: float, label: str = "training value") -> None:
@@ -298,10 +275,13 @@ def set_log_ticks(axes: Axes, sizes: Sequence[float], base: int = 10) -> None:
 
 def place_legend(axes: Axes) -> None:
     """Place the legend to the right of the axes, in several columns if there are many names."""
-    columns = -(-len(axes.get_legend_handles_labels()[1]) // _MOST_NAMES)
+    pairs = zip(*axes.get_legend_handles_labels(), strict=True)
+    handles = [handle for handle, _ in pairs if not isinstance(handle, Artist) or handle.get_gid() != _LEVEL]
+    columns = -(-len(handles) // _MOST_NAMES)
     if columns > 1 and isinstance(axes.figure, Figure):
         axes.figure.set_figwidth(axes.figure.get_figwidth() + _COLUMN_INCHES * (columns - 1))
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9, ncols=max(columns, 1))
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False, "fontsize": 9}
+    axes.legend(handles=handles, ncols=max(columns, 1), handlelength=3.5, **place)
 
 
 def save_figure(figure: Figure, out: Path | str) -> Path:
@@ -334,20 +314,20 @@ def _read_evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> list[
     return [(row["step"], row[column]) for row in rows if column in row] if kind == "charts" else []
 
 
-def _draw_curve(axes: Axes, curves: list[_Curve], label: str, color: Any) -> None:
+def _draw_curve(axes: Axes, curves: list[_Curve], label: str, style: Style) -> None:
     """Draw the mean of the curves at the steps that all have reached, and each curve at its other steps."""
     first = max(curve.steps[0] for curve in curves)
     last = min(curve.steps[-1] for curve in curves)
     if len(curves) > 1:
         seeds = len({curve.seed for curve in curves})
-        seeds_text = f"{seeds} seed{'' if seeds == 1 else 's'}"
+        seeds_text = _count_seeds(seeds)
         label += f" ({seeds_text if seeds == len(curves) else f'{len(curves)} runs of {seeds_text}'})"
     if first <= last:
         grid = np.linspace(first, last, _GRID)
         values = np.stack([np.interp(grid, curve.steps, curve.values) for curve in curves])
-        draw_mean(axes, grid, values, label, color, linewidth=2)
+        draw_mean(axes, grid, values, label, style, markevery=_GRID // 8)
     else:
-        axes.plot([], [], color=color, linewidth=2, label=label)
+        axes.plot([], [], **style.as_points(), linewidth=2, label=label)
     for curve in curves:
         for start, end in (
             (curve.steps[0], min(first, curve.steps[-1])),
@@ -357,11 +337,15 @@ def _draw_curve(axes: Axes, curves: list[_Curve], label: str, color: Any) -> Non
                 inside = curve.steps[(curve.steps > start) & (curve.steps < end)]
                 steps = np.concatenate([[start], inside, [end]])
                 own = np.interp(steps, curve.steps, curve.values)
-                axes.plot(steps, own, color=color, linewidth=1, alpha=0.6)
+                axes.plot(steps, own, **style.as_line(), linewidth=1, alpha=0.6)
         if not curve.is_finished:
-            axes.plot(curve.steps[-1:], curve.values[-1:], "x", color=color)
+            axes.plot(curve.steps[-1:], curve.values[-1:], "x", color=style.color)
         if curve.evaluations:
-            axes.plot(*zip(*curve.evaluations, strict=True), "o", color=color, markersize=_DOT)
+            axes.plot(*zip(*curve.evaluations, strict=True), ".", color=style.color, markersize=_DOT)
+
+
+def _count_seeds(seeds: int) -> str:
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
 
 
 def _format_steps(steps: float, _: float = 0.0) -> str:
@@ -369,21 +353,3 @@ def _format_steps(steps: float, _: float = 0.0) -> str:
         if abs(steps) >= size:
             return f"{steps / size:g}{letter}"
     return f"{steps:g}"
-
-
-def assign_colors(labels: Iterable[str]) -> dict[str, str]:
-    """Return a color for every label.
-
-    Each memory has a fixed color. If several labels name one memory with different sizes, only the first of
-    these labels gets the color. All other labels get unused colors. Equal sets of labels get equal colors.
-    """
-    sorted_labels = sorted(set(labels))
-    colors: dict[str, str] = {}
-    for label in sorted_labels:
-        own = _OWN.get(label.partition(",")[0])
-        if own is not None and own not in colors.values():
-            colors[label] = own
-    free = [colour for colour in _OTHERS if colour not in colors.values()]
-    rest = [label for label in sorted_labels if label not in colors]
-    colors |= {label: free[number % len(free)] for number, label in enumerate(rest)}
-    return colors

@@ -7,14 +7,12 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from scrubjay.experiments import Run, train
 from scrubjay.experiments.viz import curves
-from scrubjay.experiments.viz.curves import assign_colors, label_runs, plot_longer, plot_runs
-from scrubjay.memory import list_memories, make_config
+from scrubjay.experiments.viz.curves import label_runs, plot_longer, plot_runs
+from scrubjay.memory import make_config
 
 from ..pictures import assert_picture
 
@@ -180,23 +178,16 @@ def test_what_was_tested_longer_is_drawn_by_the_setting_that_made_it_so(tiny, tm
     assert set(trained_line.get_xdata()) == {1}
 
 
-@given(st.sets(st.sampled_from(list_memories()), min_size=1))
-def test_a_memory_has_its_own_colour_among_any_others(names):
-    alone = {name: assign_colors([name])[name] for name in names}
-    assert assign_colors(names) == alone
-    assert len(set(alone.values())) == len(names)
-
-
-def test_sizes_of_one_memory_are_told_apart_from_it_and_from_others():
-    colors = assign_colors(["hcam, chunk size 8", "hcam, chunk size 16", "gru"])
-    assert colors["hcam, chunk size 16"] == assign_colors(["hcam"])["hcam"]
-    assert len(set(colors.values())) == 3
-
-
-def test_those_without_a_colour_of_their_own_share_one_last():
-    assert assign_colors(["b", "a", "b"]) == {"a": "#1f77b4", "b": "#ff7f0e"}
-    many = assign_colors(str(number) for number in range(40))
-    assert len(set(many.values())) == 15
+def test_a_level_is_labeled_in_the_axes_and_not_in_the_legend(draw_figure, tmp_path):
+    figure = curves.make_figure(1)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], label="gru")
+    curves.draw_level(axes, 0.25, "guessing")
+    curves.place_legend(axes)
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["gru"]
+    assert [text.get_text() for text in axes.texts] == ["guessing (0.25)"]
 
 
 def test_dots_mark_the_evaluations_of_the_metric(tiny, tmp_path, draw_figure):
@@ -204,9 +195,9 @@ def test_dots_mark_the_evaluations_of_the_metric(tiny, tmp_path, draw_figure):
     rows = [row(20, success=0.1), json.dumps(evaluation) + "\n", row(100, success=0.6)]
     run = store_rows(tiny(), tmp_path / "run", *rows)
     (axes,) = draw_figure(plot_runs, [run]).axes
-    (dots,) = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    (dots,) = [line for line in axes.lines if line.get_marker() == "." and len(line.get_xdata())]
     assert (list(dots.get_xdata()), list(dots.get_ydata())) == ([60], [0.9])
     assert "evaluation" in [line.get_label() for line in axes.lines]
     plain = store_rows(tiny(), tmp_path / "plain", rows[0], rows[2])
     (axes,) = draw_figure(plot_runs, [plain]).axes
-    assert not [line for line in axes.lines if line.get_marker() == "o"]
+    assert not [line for line in axes.lines if line.get_marker() == "."]
