@@ -21,7 +21,7 @@ from sphinx.pycode import ModuleAnalyzer
 @cache
 def list_packages() -> tuple[str, ...]:
     """Return the public packages."""
-    found = {"scrubjay"}
+    packages = {"scrubjay"}
     waiting = ["scrubjay"]
     while waiting:
         package = waiting.pop()
@@ -29,9 +29,9 @@ def list_packages() -> tuple[str, ...]:
             value = getattr(importlib.import_module(package), name)
             inner = isinstance(value, ModuleType) and value.__name__ == f"{package}.{name}"
             if inner and not name.startswith("_") and hasattr(value, "__all__"):
-                found.add(value.__name__)
+                packages.add(value.__name__)
                 waiting.append(value.__name__)
-    return tuple(sorted(found))
+    return tuple(sorted(packages))
 
 
 @cache

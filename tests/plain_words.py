@@ -1,10 +1,12 @@
-"""Check that names and docstrings use the field's words.
+"""Check that names and docstrings use the field's words, and that pages have short and plain sentences.
 
     python tests/plain_words.py [--all] [FILE or FOLDER ...]
 
 A docstring says what a thing is or does. It does not open with a question word. A name is a noun for a thing
 or a verb for an action. It is not a bare participle, such as `told` or `Kept`, unless the glossary allows it.
-`make lint` checks the whole project.
+Sentences of pages have at most 35 words, and pages few commas and semicolons. A page of the guide about doing
+something has 400 to 1,200 words and at least two examples with their output. Headings, tables and code are no
+sentences. `make lint` checks the whole project.
 """
 
 from __future__ import annotations
@@ -34,6 +36,31 @@ IRREGULAR = """
 """
 NO_PARTICIPLES = "bed embed feed hundred indeed need red seed shed speed weed exceed proceed"
 """Other words that end in "ed"."""
+
+
+LONGEST_SENTENCE = 35
+MOST_PAUSES = 6
+"""Number of commas and semicolons in 100 words that a page stays below, if it has at least 100 words."""
+GUIDE_WORDS = range(400, 1201)
+FEWEST_EXAMPLES = 2
+REFERENCE_PAGES = frozenset(("changes", "cite", "command", "environments", "index", "limits", "memories"))
+"""Pages of the guide to look things up, of any length and without examples."""
+UNFINISHED = frozenset(
+    (
+        "docs/guide/memories.md: commas",
+        "docs/guide/own-memory.md: words",
+        "docs/guide/results.md: examples",
+        "docs/guide/results.md: words",
+        "docs/guide/speed.md: examples",
+        "docs/guide/speed.md: words",
+        "docs/guide/sweeps.md: words",
+        "docs/guide/teams.md: examples",
+        "docs/guide/teams.md: words",
+        "docs/start.md: commas",
+    )
+)
+"""Pages and the rules that they break. Lines may only be removed."""
+_EXAMPLE = re.compile(r"^```(?:python|sh)\n(?:(?!^```).)*?^```\n\n*```text\n", re.MULTILINE | re.DOTALL)
 
 
 def allowed_terms() -> frozenset[str]:
@@ -117,8 +144,66 @@ def check(paths: list[str]) -> tuple[list[str], list[str], int]:
     return list(dict.fromkeys(bad_names)), bad_docstrings, count
 
 
+def pages() -> list[Path]:
+    """Return the pages whose sentences are checked."""
+    sources = sorted((ROOT / "docs").rglob("*.md"))
+    outputs = ("generated", "site", "jupyter_execute")
+    return [ROOT / "README.md", *(page for page in sources if not set(outputs) & set(page.parts))]
+
+
+def prose(markdown: str) -> str:
+    """Return the sentences of a page: its text without code blocks, tables, headings and targets of links."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", markdown, flags=re.DOTALL)
+    text = re.sub(r"^(```|:::).*?^\1$", "\n", text, flags=re.MULTILINE | re.DOTALL)
+    lines = ("" if line.lstrip().startswith(("|", "#", "!", "<")) else line for line in text.splitlines())
+    return re.sub(r"\]\([^)]*\)", "]", "\n".join(lines)).replace("`", "")
+
+
+def sentences(markdown: str) -> list[str]:
+    """Return the sentences and list items of a page. A colon ends a sentence, too."""
+    parts = re.split(r"(?<=[.:!?])\s+|\n\s*\n|\n\s*(?:[-*]|\d+\.) ", prose(markdown))
+    return [" ".join(part.split()) for part in parts if len(_words(part)) >= 3]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z][\w'-]*", text)
+
+
+def check_page(place: str, markdown: str) -> dict[str, str]:
+    """Return the rules that a page breaks, and how."""
+    problems = {}
+    parts = sentences(markdown)
+    long = [part for part in parts if len(_words(part)) > LONGEST_SENTENCE]
+    if long:
+        problems["sentences"] = f"longer than {LONGEST_SENTENCE} words: {' / '.join(long)}"
+    count = sum(len(_words(part)) for part in parts)
+    pauses = 100 * sum(len(re.findall("[,;]", part)) for part in parts) / max(count, 1)
+    if count >= 100 and pauses >= MOST_PAUSES:
+        problems["commas"] = f"{pauses:.1f} commas and semicolons in 100 words (limit {MOST_PAUSES})"
+    folder, _, name = place.removesuffix(".md").rpartition("/")
+    if folder == "docs/guide" and name not in REFERENCE_PAGES:
+        count = len(prose(markdown).split())
+        if count not in GUIDE_WORDS:
+            problems["words"] = f"{count} words, not {GUIDE_WORDS[0]} to {GUIDE_WORDS[-1]:,}"
+        count = len(_EXAMPLE.findall(markdown))
+        if count < FEWEST_EXAMPLES:
+            problems["examples"] = f"{count} examples with output (at least {FEWEST_EXAMPLES})"
+    return problems
+
+
+def check_pages() -> tuple[list[str], list[str]]:
+    """Return what pages break, and the exceptions that are no longer needed."""
+    problems = {}
+    for page in pages():
+        place = page.relative_to(ROOT).as_posix()
+        for rule, problem in check_page(place, page.read_text(encoding="utf-8")).items():
+            problems[f"{place}: {rule}"] = f"{place}: {problem}"
+    bad = [problem for rule, problem in problems.items() if rule not in UNFINISHED]
+    return bad, sorted(UNFINISHED - problems.keys())
+
+
 def main() -> int:
-    """Print what breaks the rules; return 1 where something does."""
+    """Print all violations of the rules; return 1 if there are any."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("paths", nargs="*", default=list(FOLDERS))
     parser.add_argument(
@@ -131,8 +216,13 @@ def main() -> int:
         print("\n".join(bad_docstrings))
     print("\n".join(bad_names), end="\n" * bool(bad_names))
     print(f"names that are participles: {len(bad_names)}")
+    bad_pages, done = check_pages() if options.paths == list(FOLDERS) else ([], [])
+    for problem in bad_pages:
+        print(problem)
+    for rule in done:
+        print(f"{rule}: mended; remove it from UNFINISHED")
     print(f"docstrings that open with a question word: {share:.1%} of {count} (limit {MOST_OPENINGS:.0%})")
-    return int(bool(bad_names) or share >= MOST_OPENINGS)
+    return int(bool(bad_names or bad_pages or done) or share >= MOST_OPENINGS)
 
 
 if __name__ == "__main__":

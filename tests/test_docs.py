@@ -50,11 +50,11 @@ def write_files(document: str, folder: Path) -> None:
         (folder / name).write_text(text)
 
 
-def check_output(shown: str, printed: str, code: str) -> None:
+def check_output(expected: str, output: str, code: str) -> None:
     """Compare an output with the one on the page, where `...` stands for any text."""
-    pattern = ".*?".join(re.escape(part.strip()) for part in shown.split("..."))
-    printed = re.sub(r"[ \t]+$", "", printed.expandtabs(), flags=re.MULTILINE).strip()
-    assert re.fullmatch(pattern, printed, re.DOTALL), f"{code}\nprinted\n{printed}\nthe page has\n{shown}"
+    pattern = ".*?".join(re.escape(part.strip()) for part in expected.split("..."))
+    output = re.sub(r"[ \t]+$", "", output.expandtabs(), flags=re.MULTILINE).strip()
+    assert re.fullmatch(pattern, output, re.DOTALL), f"{code}\nprinted\n{output}\nthe page has\n{expected}"
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -86,7 +86,7 @@ REAL = "smollm2"
 )
 def test_python_snippets_run_in_order(document, whole, tmp_path):
     code = with_outputs(document, "python")
-    run_here = [(snippet, shown) for snippet, shown in code if whole or REAL not in snippet]
+    run_here = [(snippet, expected) for snippet, expected in code if whole or REAL not in snippet]
     assert len(code) - 1 <= len(run_here)
     write_files(document, tmp_path)
     runs(run_here, tmp_path)
@@ -108,9 +108,9 @@ def runs(run_here: list[tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "snippets.py").write_text(code)
     done = run([sys.executable, "-P", "snippets.py"], tmp_path)
     assert done.returncode == 0, done.stderr
-    for (snippet, shown), printed in zip(run_here, done.stdout.split(f"{MARK}\n"), strict=False):
-        if shown:
-            check_output(shown, printed, snippet)
+    for (snippet, expected), output in zip(run_here, done.stdout.split(f"{MARK}\n"), strict=False):
+        if expected:
+            check_output(expected, output, snippet)
 
 
 def test_the_quickstart_is_short():
@@ -133,8 +133,8 @@ def test_release_notes_are_short():
 @pytest.mark.parametrize("document", with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "sh"))
 def test_shell_snippets_run(document, tmp_path):
     write_files(document, tmp_path)
-    for snippet, shown in with_outputs(document, "sh"):
-        printed = ""
+    for snippet, expected in with_outputs(document, "sh"):
+        output = ""
         for line in snippet.replace("\\\n", "").splitlines():
             if line.startswith("make "):
                 # The suite cannot run itself, so make only prints its commands.
@@ -143,9 +143,9 @@ def test_shell_snippets_run(document, tmp_path):
                 command, cwd = line, tmp_path
             done = run(["bash", "-c", command], cwd)
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-            printed += done.stdout
-        if shown:
-            check_output(shown, printed, snippet)
+            output += done.stdout
+        if expected:
+            check_output(expected, output, snippet)
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, *PAGES, "CHANGELOG.md", "memory/README.md"])
@@ -221,12 +221,12 @@ def test_numbers_of_results_are_those_of_the_reports(page):
     text = (ROOT / page).read_text()
     number = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
     reports = set(re.findall(r"experiments/results/([\w-]+\.md)", text))
-    known = {each for report in reports for each in number.findall((RESULTS / report).read_text())}
+    numbers = {each for report in reports for each in number.findall((RESULTS / report).read_text())}
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert tables
     for table in tables if not page.endswith("/index.md") else []:
         for row in table.splitlines()[2:]:
-            assert set(number.findall(row.partition("|")[2].partition("|")[2])) <= known, row
+            assert set(number.findall(row.partition("|")[2].partition("|")[2])) <= numbers, row
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/results/")])
@@ -238,10 +238,8 @@ def test_findings_are_short(page):
 
 def test_every_page_of_results_is_in_the_index():
     index = (ROOT / "docs" / "results" / "index.md").read_text()
-    linked = re.findall(r"\| \[[\w-]+\]\(([\w-]+)\.md\) \|$", index, re.MULTILINE)
-    assert sorted([*linked, "index"]) == sorted(
-        path.stem for path in (ROOT / "docs" / "results").glob("*.md")
-    )
+    links = re.findall(r"\| \[[\w-]+\]\(([\w-]+)\.md\) \|$", index, re.MULTILINE)
+    assert sorted([*links, "index"]) == sorted(path.stem for path in (ROOT / "docs" / "results").glob("*.md"))
 
 
 def test_the_families_name_every_memory():

@@ -160,13 +160,13 @@ def check_reference(pages: dict[str, Page], site: Path) -> None:
 
 def public_packages(package: str) -> list[str]:
     """Return a package and the public packages in it."""
-    found = [package]
+    packages = [package]
     module = importlib.import_module(package)
     for name in dir(module):
         inner = getattr(module, name)
         if inspect.ismodule(inner) and inner.__name__ == f"{package}.{name}" and hasattr(inner, "__all__"):
-            found += public_packages(inner.__name__)
-    return found
+            packages += public_packages(inner.__name__)
+    return packages
 
 
 def check_registered_pages(pages: dict[str, Page]) -> None:

@@ -21,15 +21,15 @@ def reference(from_docs):
 @pytest.fixture(scope="module")
 def public(reference):
     """Public functions, classes and their methods by their full names, each once."""
-    found = {}
+    things = {}
     for package in reference.list_packages():
         for name, value in reference.public_names(package):
             full = f"{package}.{name}"
             if reference.find_homes()[id(value)] == full and (inspect.isclass(value) or callable(value)):
-                found[full] = value
+                things[full] = value
                 if inspect.isclass(value):
-                    found |= {f"{full}.{method}": thing for method, thing in own_methods(value)}
-    return {name: value for name, value in found.items() if value.__module__.startswith("scrubjay")}
+                    things |= {f"{full}.{method}": thing for method, thing in own_methods(value)}
+    return {name: value for name, value in things.items() if value.__module__.startswith("scrubjay")}
 
 
 def own_methods(kind):
@@ -56,7 +56,7 @@ def docstring(thing):
     return f"{inspect.getdoc(thing) or ''}\n\n{inspect.cleandoc(constructor or '')}\n"
 
 
-def documented(thing):
+def list_arguments(thing):
     """Return the names in the section Args of a docstring."""
     section = re.search(r"^Args:\n((?: .*\n|\n)*)", docstring(thing), re.MULTILINE)
     return re.findall(r"^    \*{0,2}(\w+): ", section[1], re.MULTILINE) if section else []
@@ -96,7 +96,7 @@ def test_every_public_name_has_a_docstring(public):
 def test_sections_of_arguments_name_parameters(public):
     wrong = {}
     for name, thing in public.items():
-        unknown = set(documented(thing)) - set(parameters(thing))
+        unknown = set(list_arguments(thing)) - set(parameters(thing))
         if unknown and not has_fields(thing):
             wrong[name] = unknown
     assert not wrong
@@ -106,11 +106,11 @@ def test_callables_with_several_parameters_document_them(public):
     wrong = {}
     for name, thing in public.items():
         names = parameters(thing)
-        missing = set(names) - set(documented(thing))
+        missing = set(names) - set(list_arguments(thing))
         if has_fields(thing):
-            missing = set(undocumented_fields(thing)) - set(documented(thing))
+            missing = set(undocumented_fields(thing)) - set(list_arguments(thing))
         if refers_to_another(thing):
             continue
-        if missing and (len(names) > MOST_UNDOCUMENTED or documented(thing)):
+        if missing and (len(names) > MOST_UNDOCUMENTED or list_arguments(thing)):
             wrong[name] = sorted(missing)
     assert not wrong, "\n".join(f"{name}: {', '.join(names)}" for name, names in wrong.items())

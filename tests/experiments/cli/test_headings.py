@@ -42,12 +42,11 @@ def test_a_heading_is_the_last_part_of_a_prefix():
 
 
 def test_colors_and_widths_are_kept():
-    label = (
-        "\x1b[37m╭\x1b[0m\x1b[37m─\x1b[0m \x1b[37mpolicy\x1b[0m\x1b[37m options\x1b[0m \x1b[37m─────────╮\x1b[0m"
-    )
-    renamed = rename_groups(label)
-    assert re.sub(r"\x1b\[[\d;]*m", "", renamed) == "╭─ policy ─────────────────╮"
-    assert renamed.startswith("\x1b[37m╭")
+    label = "\x1b[37m╭\x1b[0m\x1b[37m─\x1b[0m \x1b[37mpolicy\x1b[0m\x1b[37m options\x1b[0m "
+    label += "\x1b[37m─────────╮\x1b[0m"
+    text = rename_groups(label)
+    assert re.sub(r"\x1b\[[\d;]*m", "", text) == "╭─ policy ─────────────────╮"
+    assert text.startswith("\x1b[37m╭")
     assert rename_groups("  --env.id  env options ") == "  --env.id  env options "
 
 
