@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scrubjay.experiments.viz import questions
-from scrubjay.experiments.viz.rows import Results, draw_seeds, make_axes, mark_level, sort_scores
+from scrubjay.experiments.quality import questions
+from scrubjay.experiments.quality.rows import Results, draw_seeds, make_axes, mark_level, sort_scores
 
 from ..pictures import assert_picture
 
@@ -60,9 +60,9 @@ def test_seeds_are_dots_with_a_bar_at_their_mean_and_the_baseline_is_last(result
     _, (axes,) = make_axes(1)
     draw_seeds(axes, scores, "title", "success rate")
     mark_level(axes, 0.25, "chance")
-    bars, dots = axes.lines[2:4]
-    np.testing.assert_allclose(bars.get_xdata(), [0.75, 0.75])
-    assert list(dots.get_xdata()) == [0.5, 1.0]
+    bars, dots = (np.asarray(line.get_xdata()) for line in axes.lines[2:4])
+    np.testing.assert_allclose(bars, [0.75, 0.75])
+    assert list(dots) == [0.5, 1.0]
     assert [text.get_text() for text in axes.texts] == ["chance (0.25)"]
 
 

@@ -1,6 +1,6 @@
 """Figures of the pages of results, drawn from stored rows and tables without a new run.
 
-`python -P -m scrubjay.experiments.viz.questions [FOLDER [NAME ...]]` draws all figures, or those with
+`python -P -m scrubjay.experiments.quality.questions [FOLDER [NAME ...]]` draws all figures, or those with
 these names, into the folder of results, as PNG and as SVG.
 """
 
@@ -16,6 +16,15 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from scrubjay.experiments.quality.rows import (
+    Results,
+    Seeds,
+    draw_curves,
+    draw_seeds,
+    make_axes,
+    mark_level,
+    sort_scores,
+)
 from scrubjay.experiments.recipes.registry import task_title
 from scrubjay.experiments.viz.curves import (
     add_note,
@@ -24,15 +33,6 @@ from scrubjay.experiments.viz.curves import (
     place_legend,
     save_figure,
     set_log_ticks,
-)
-from scrubjay.experiments.viz.rows import (
-    Results,
-    Seeds,
-    draw_curves,
-    draw_seeds,
-    make_axes,
-    mark_level,
-    sort_scores,
 )
 from scrubjay.experiments.viz.style import BLUE, GREY, ORANGE, assign_styles
 
