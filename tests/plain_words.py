@@ -47,15 +47,10 @@ REFERENCE_PAGES = frozenset(("changes", "cite", "command", "environments", "inde
 """Pages of the guide to look things up, of any length and without examples."""
 UNFINISHED = frozenset(
     (
-        "docs/guide/memories.md: commas",
-        "docs/guide/own-memory.md: words",
         "docs/guide/results.md: examples",
         "docs/guide/results.md: words",
         "docs/guide/speed.md: examples",
         "docs/guide/speed.md: words",
-        "docs/guide/sweeps.md: words",
-        "docs/guide/teams.md: examples",
-        "docs/guide/teams.md: words",
         "docs/start.md: commas",
     )
 )
