@@ -93,11 +93,11 @@ def format_score(scores: Sequence[float]) -> str:
 
 def _section(rows: Sequence[Row]) -> list[str]:
     """Return the parts of a task's section: conditions, ranking, tests, and commands."""
-    trained = [row for row in rows if not row.get("test")]
+    ranked_rows = [row for row in rows if not row.get("test")]
     parts = []
-    if trained:
-        measures = sorted({_MEASURES.get(row.get("measure", ""), "score") for row in trained})
-        parts += [f"Score: {' and '.join(measures)}.", _ranking(trained)]
+    if ranked_rows:
+        measures = sorted({_MEASURES.get(row.get("measure", ""), "score") for row in ranked_rows})
+        parts += [f"Score: {' and '.join(measures)}.", _ranking(ranked_rows)]
     tests = _tests([row for row in rows if row.get("test")])
     if tests:
         parts += ["The same models in other tests:", *tests]

@@ -178,10 +178,10 @@ def clock(results: Results) -> Figure:
 def popgym(results: Results) -> Figure:
     """Return on four tasks of POPGym, with the published return of a GRU."""
     head, rows = results.read_table("popgym", "memory")
-    published = dict(zip(head[1:], map(float, rows[-1][1:]), strict=True))
+    returns_of_authors = dict(zip(head[1:], map(float, rows[-1][1:]), strict=True))
     figure, panels = make_axes(4, width=4.4, height=3.4, columns=2)
     tasks = ("repeat-previous", "autoencode", "count-recall", "cartpole")
-    for axes, task, (title, level) in zip(panels, tasks, published.items(), strict=True):
+    for axes, task, (title, level) in zip(panels, tasks, returns_of_authors.items(), strict=True):
         scores: dict[str, list[float]] = defaultdict(list)
         for row in results.read_rows("popgym", task=f"popgym-{task}", test={}):
             scores[row["memory"]].append(row["return"])
@@ -331,14 +331,14 @@ def outliers(results: Results) -> Figure:
 def bank(results: Results) -> Figure:
     """Recall @10 of each search, on public and on synthetic data."""
     head, rows = results.read_table("recall", "recall @5, @10, @20")
-    chosen = [
+    shown_rows = [
         row for row in rows if "surprise" not in row[0] and "neural" not in row[0] and "annot" not in row[0]
     ]
-    chosen.sort(key=lambda row: -float(row[head.index("mean, public")].split()[1]))
+    shown_rows.sort(key=lambda row: -float(row[head.index("mean, public")].split()[1]))
     figure, panels = make_axes(2, width=4.6, height=3.8, sharey=True)
-    names = [row[0].strip("*") for row in chosen]
+    names = [row[0].strip("*") for row in shown_rows]
     for axes, column in zip(panels, ("mean, public", "mean, synthetic"), strict=True):
-        values = [float(row[head.index(column)].split()[1]) for row in chosen]
+        values = [float(row[head.index(column)].split()[1]) for row in shown_rows]
         colors = [BLUE if name.startswith("MemoryBank") else GREY for name in names]
         bars = axes.barh(names, values, color=colors)
         axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
@@ -376,10 +376,10 @@ def robustness(results: Results) -> Figure:
     _, rows = results.read_table("fuzzing", "kind of input")
     rows = [row for row in rows if row[0] != "all"]
     names = [row[0] for row in rows]
-    accepted, refused = ([int(row[column]) for row in rows] for column in (2, 3))
+    num_accepted, num_refused = ([int(row[column]) for row in rows] for column in (2, 3))
     figure, (axes,) = make_axes(1, width=6.6, height=3.6)
-    axes.barh(names, accepted, color=BLUE, label="accepted")
-    axes.barh(names, refused, left=accepted, color=ORANGE, label="refused")
+    axes.barh(names, num_accepted, color=BLUE, label="accepted")
+    axes.barh(names, num_refused, left=num_accepted, color=ORANGE, label="refused")
     axes.invert_yaxis()
     axes.set_xlabel("tries with changed files")
     axes.set_title("Fuzzing for two hours", fontsize=10)
@@ -410,17 +410,17 @@ _TESTS = {
 
 def draw_tests(results: Results, figure_name: str) -> Figure:
     """Draw the scores of a task by a setting of the test."""
-    name, task, along, conditions, trained, chance = _TESTS[figure_name]
+    name, task, along, conditions, training_value, chance = _TESTS[figure_name]
     is_single = len(conditions) == 1
     figure, panels = make_axes(len(conditions), *((6.4, 4.6) if is_single else (3.2, 3.8)), sharey=True)
     if not is_single:
         figure.suptitle(task_title(task), fontsize=10)
-    for axes, fixed in zip(panels, conditions, strict=True):
-        title = ", ".join(f"{key.removeprefix('num_')} (test): {value}" for key, value in fixed.items())
-        curves = results.read_curves(name, task, along, **fixed)
+    for axes, others in zip(panels, conditions, strict=True):
+        title = ", ".join(f"{key.removeprefix('num_')} (test): {value}" for key, value in others.items())
+        curves = results.read_curves(name, task, along, **others)
         unit = f"{along.removeprefix('num_').replace('_', ' ')} (test)"
-        draw_curves(axes, curves, task_title(task) if is_single else title, unit, trained)
-        count = fixed.get("num_items", fixed.get("num_dancers"))
+        draw_curves(axes, curves, task_title(task) if is_single else title, unit, training_value)
+        count = others.get("num_items", others.get("num_dancers"))
         if chance is not None:
             draw_level(axes, chance, "without memory")
         elif count is not None:

@@ -45,12 +45,12 @@ class Results:
             scores[row["memory"]].append(row["score"])
         return scores
 
-    def read_curves(self, name: str, task: str, along: str, **fixed: Any) -> dict[str, Seeds]:
+    def read_curves(self, name: str, task: str, along: str, **others: Any) -> dict[str, Seeds]:
         """Return the scores of the seeds by memory and by the value of a setting of the test."""
         curves: dict[str, Seeds] = defaultdict(lambda: defaultdict(list))
         for row in self.read_rows(name, task=task):
             test = row["test"]
-            if test.keys() == {along, *fixed} and all(test[key] == value for key, value in fixed.items()):
+            if test.keys() == {along, *others} and all(test[key] == value for key, value in others.items()):
                 curves[row["memory"]][test[along]].append(row["score"])
         return curves
 
@@ -113,7 +113,9 @@ def mark_level(axes: Axes, level: float, label: str) -> None:
     )
 
 
-def draw_curves(axes: Axes, curves: Mapping[str, Seeds], title: str, unit: str, trained: float) -> None:
+def draw_curves(
+    axes: Axes, curves: Mapping[str, Seeds], title: str, unit: str, training_value: float
+) -> None:
     """Draw the mean and the range of each memory along the axis, and the value in training."""
     styles = assign_styles(curves)
     for name in sorted(
@@ -124,7 +126,7 @@ def draw_curves(axes: Axes, curves: Mapping[str, Seeds], title: str, unit: str, 
         label = f"{name} ({len(values)} seeds)"
         draw_mean(axes, at, values, label, styles[name], alpha=min(0.2, 0.8 / len(curves)), linewidth=1.6)
         set_log_ticks(axes, at)
-    mark_training(axes, trained)
+    mark_training(axes, training_value)
     axes.tick_params(axis="x", labelsize=8)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(unit)
