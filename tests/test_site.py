@@ -3,6 +3,7 @@
 All tutorials run in empty folders with the installed wheel, as for a new user.
 """
 
+import html
 import html.parser
 import importlib
 import inspect
@@ -68,7 +69,18 @@ def wheel_environment(tmp_path_factory):
 def site(wheel_environment, tmp_path_factory):
     """Build the site with the wheel and return its folder."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-b", "html"]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-j",
+        "2",
+        "--fail-on-warning",
+        "--keep-going",
+        "--quiet",
+        "-b",
+        "html",
+    ]
     build = subprocess.run(
         [*command, "docs", folder],
         cwd=ROOT,
@@ -92,6 +104,8 @@ def test_the_site_is_whole_and_stands_alone(site):
         assert not EXTERNAL_URL.findall(sheet.read_text(encoding="utf-8")), sheet.name
     check_registered_pages(pages)
     check_reference(pages, site)
+    for name, page in pages.items():
+        check_head(name, page)
     for name in ("own", "book", "agent", "team", "sweep"):
         check_tutorial(name, pages[f"tutorials/{name}.html"])
 
@@ -114,6 +128,17 @@ def test_every_page_fits_a_phone(site, browser):
         complaints.clear()
     page.close()
     assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("query", ["MemoryBank", "hcam", "checkpoint"])
+def test_the_search_finds_pages_of_a_folder(site, browser, query):
+    """Without a server, too: a browser then only refuses to load excerpts of the pages."""
+    page = browser.new_page()
+    page.goto(f"{(site / 'search.html').as_uri()}?q={query}", wait_until="load")
+    page.wait_for_selector("#search-results li a", timeout=20_000)
+    page.close()
 
 
 def check_resources(path: Path, page: Page) -> None:
@@ -142,6 +167,14 @@ def check_tutorial(name: str, page: Page) -> None:
     assert sum(url.endswith(".png") for url in page.loads) == figures, name
     assert "site-packages" not in page.text, name
     assert sum(address.endswith(f"/{name}.ipynb") for address in page.leads) == 1, name
+
+
+def check_head(name: str, page: Page) -> None:
+    """A page has a title of its own and a description, except pages that Sphinx makes."""
+    (title,) = re.findall(r"<title>(.*?)</title>", page.text, re.DOTALL)[:1]
+    assert html.unescape(title).strip(), name
+    if name not in ("genindex.html", "py-modindex.html", "search.html"):
+        assert page.text.count('<meta name="description"') == 1, name
 
 
 def check_reference(pages: dict[str, Page], site: Path) -> None:
