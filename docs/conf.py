@@ -43,7 +43,7 @@ nb_output_stderr = "remove"  # warnings contain paths of the build machine
 os.environ.pop("MPLBACKEND", None)  # with a backend set, kernels show no figures
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_type_aliases = {"State": "scrubjay.memory.State", "Observation": "scrubjay.agents.Observation"}
+autodoc_type_aliases = {"State": "~scrubjay.memory.State", "Observation": "~scrubjay.agents.Observation"}
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False  # else constructors have those of torch and gymnasium
 autoclass_content = "both"  # the docstring of a class, then that of its constructor
@@ -52,6 +52,8 @@ toc_object_entries_show_parents = "hide"
 # Docstrings have code in single backticks. A name of the reference becomes a link.
 default_role = "name-or-code"
 _NAPOLEON: Any = napoleon.Config()
+_OF_NAMED_TUPLES = ("Alias for field number", "Create new instance of")
+"""Beginnings of docstrings that Python writes."""
 
 
 def setup(app: Sphinx) -> None:
@@ -76,7 +78,7 @@ def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, 
     """Convert a docstring to reStructuredText. Attributes are excluded: napoleon reads "a: b" as a type."""
     escape_bars(lines)
     if what not in ("attribute", "property"):
-        lines[:] = [line for line in lines if not line.startswith("Alias for field number")]
+        lines[:] = [line for line in lines if not line.startswith(_OF_NAMED_TUPLES)]
         lines[:] = GoogleDocstring(lines, _NAPOLEON, app, what, name, thing, options).lines()
 
 

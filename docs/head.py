@@ -23,9 +23,10 @@ def add_description(
 
 
 def describe(document: nodes.document) -> str:
-    """Return the first paragraph outside tables and lists, cut at a word; empty if there is none."""
-    for paragraph in document.findall(nodes.paragraph):
-        text = " ".join(paragraph.astext().split())
-        if isinstance(paragraph.parent, nodes.section) and len(text.split()) > 3:
-            return text if len(text) <= _LONGEST else text[: _LONGEST - 1].rpartition(" ")[0] + "…"
-    return ""
+    """Return the first paragraph, if possible outside tables and lists, cut at a word; empty for none."""
+    paragraphs = [one for one in document.findall(nodes.paragraph) if len(one.astext().split()) > 3]
+    if not paragraphs:
+        return ""
+    first = next((one for one in paragraphs if isinstance(one.parent, nodes.section)), paragraphs[0])
+    text = " ".join(first.astext().split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1].rpartition(" ")[0] + "…"
