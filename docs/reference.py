@@ -17,6 +17,20 @@ from typing import Any, Protocol, get_origin
 from markup import escape_bars, module_docstring, title
 from sphinx.pycode import ModuleAnalyzer
 
+_RESULTS = {
+    "scrubjay": ("experiments.viz.look.Look",),
+    "scrubjay.agents": ("rl.policy.PolicyOutput",),
+    "scrubjay.agents.tools": ("base.ToolResult",),
+    "scrubjay.experiments": ("runs.evaluation.EpisodeScores", "tasks.environments.EnvFacts"),
+    "scrubjay.memory.bank": ("record.Record", "record.Hit", "record.Draft"),
+    "scrubjay.memory.context": (
+        "infiniretri.ReadingResult",
+        "infiniretri.SentenceSelection",
+        "layers.policy.RetainedTokens",
+    ),
+}
+"""Types that users receive from functions and methods of a package, and do not create."""
+
 
 @cache
 def list_packages() -> tuple[str, ...]:
@@ -75,7 +89,9 @@ def reference(package: str) -> str:
         for name, value in public_names(package)
     )
     table = ".. list-table::\n   :widths: 30 70\n\n" + "\n".join(rows)
-    return "\n\n".join([table, *entries.values()])
+    results = [f".. autoclass:: {package}.{name}\n   :members:" for name in _RESULTS.get(package, ())]
+    heading = [title("Types of results", "-")] if results else []
+    return "\n\n".join([table, *entries.values(), *heading, *results])
 
 
 def _entry(package: str, name: str, value: Any) -> str:

@@ -1,6 +1,7 @@
 """The reference: docstrings of public names describe their parameters, and names in them become links."""
 
 import dataclasses
+import importlib
 import inspect
 import re
 
@@ -114,3 +115,13 @@ def test_callables_with_several_parameters_document_them(public):
         if missing and (len(names) > MOST_UNDOCUMENTED or list_arguments(thing)):
             wrong[name] = sorted(missing)
     assert not wrong, "\n".join(f"{name}: {', '.join(names)}" for name, names in wrong.items())
+
+
+def test_types_of_results_are_documented(reference):
+    for package, names in reference._RESULTS.items():
+        for name in names:
+            module, _, kind = f"{package}.{name}".rpartition(".")
+            value = getattr(importlib.import_module(module), kind)
+            assert id(value) not in reference.find_homes(), "a public name has an entry already"
+            assert inspect.getdoc(value)
+            assert f".. autoclass:: {package}.{name}" in reference.reference(package)
