@@ -48,8 +48,10 @@ _LOADED: dict[str, ModuleType] = {}
 def force(implementation: Implementation) -> Iterator[None]:
     """Make `implementation` the default of every op called inside the block.
 
-    An explicit `implementation` argument takes precedence. The default is per process, not per thread. Raises
-    ValueError on an unknown name.
+    An explicit `implementation` argument takes precedence. The default is per process, not per thread.
+
+    Raises:
+        ValueError: On an unknown name.
     """
     global _default_implementation
     _check_choice(implementation, _CHOICES)

@@ -337,8 +337,10 @@ def _sizes(model_id: str, options: dict[str, Any]) -> list[int]:
 def match_parameters(config: SequenceConfig, budget: int) -> SequenceConfig:
     """Return a copy of `config` whose model has `budget` parameters, within 1 %.
 
-    The function adjusts the feed-forward width. Use it to compare memories at equal model size. Raises
-    ValueError if no width matches.
+    The function adjusts the feed-forward width. Use it to compare memories at equal model size.
+
+    Raises:
+        ValueError: If no width matches.
     """
     least = _num_parameters(dataclasses.replace(config, feed_forward_width=1))
     per_unit = config.num_blocks * (2 * config.dim + 1)

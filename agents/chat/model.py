@@ -209,8 +209,10 @@ class LocalChatModel(BaseChatModel):
         """Return the model with tools that it may call.
 
         With `tool_choice` "auto" (default), the answer is text or a call. "any", "required" or True requires
-        a call. The name of a tool requires a call of this tool. "none" or False forbids calls. Raises
-        ValueError if `tool_choice` is the name of an unknown tool.
+        a call. The name of a tool requires a call of this tool. "none" or False forbids calls.
+
+        Raises:
+            ValueError: If `tool_choice` is the name of an unknown tool.
         """
         functions = [convert_to_openai_tool(tool) for tool in tools]
         AnswerFormat.from_options({"tools": functions, "tool_choice": tool_choice})

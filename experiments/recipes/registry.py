@@ -107,8 +107,10 @@ def size_range(name: str) -> Range | None:
 def with_memory(config: AnyExperiment, memory: str | MemoryConfig) -> AnyExperiment:
     """Return the config with another memory.
 
-    A memory passed by name gets the width of the current memory and the settings of the recipe. Raises
-    ValueError on an unknown name.
+    A memory passed by name gets the width of the current memory and the settings of the recipe.
+
+    Raises:
+        ValueError: On an unknown name.
     """
     if isinstance(memory, str):
         name, own = memory, RECIPES.get(config.recipe)
