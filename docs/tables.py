@@ -87,6 +87,10 @@ def _page(path: Path) -> str:
     return "index" if path.name == "README.md" else path.stem
 
 
+_TITLES = {"bench": "Benchmarks"}
+"""Titles of the folders without a README."""
+
+
 def _contents(folder: Path, pages: dict[Path, str]) -> str:
     """Return a page that links the tables of a folder, described by the docstrings of their modules."""
     lines = []
@@ -95,7 +99,7 @@ def _contents(folder: Path, pages: dict[Path, str]) -> str:
         lines.append(
             f"- [{path.stem}]({path.name}): {docstring.partition(chr(10) * 2)[0].replace(chr(10), ' ')}"
         )
-    return f"# {folder.name.title()}\n\n" + "\n".join(lines) + "\n"
+    return f"# {_TITLES[folder.name]}\n\n" + "\n".join(lines) + "\n"
 
 
 _HEADINGS = {
