@@ -116,7 +116,8 @@ def runs(run_here: list[tuple[str, str]], tmp_path: Path) -> None:
 def test_the_quickstart_is_short():
     for document in ("README.md", *GUIDE):
         for snippet in snippets(document, "python"):
-            assert len(snippet.splitlines()) <= 15
+            # The formatter adds empty lines around classes.
+            assert len(list(filter(str.strip, snippet.splitlines()))) <= 15
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
