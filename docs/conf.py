@@ -37,7 +37,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_in_temp = True  # in an empty folder, as for a new user
 nb_execution_raise_on_error = True
-nb_execution_timeout = 180
+nb_execution_timeout = 400
 nb_execution_excludepatterns = ["generated/*"]
 nb_output_stderr = "remove"  # warnings contain paths of the build machine
 os.environ.pop("MPLBACKEND", None)  # with a backend set, kernels show no figures
