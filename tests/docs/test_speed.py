@@ -44,11 +44,21 @@ def test_ranges_are_those_of_the_tables(page, pattern, name):
     assert (float(match[1]), float(match[2])) == read_range(name)
 
 
+def costs_of_memories() -> dict[str, float]:
+    """Return the cost of an update with each memory, as a multiple of that with `none`, from the benchmark."""
+    rows = (re.match(r"\| (\w+) \| \d+ \(([\d.]+)x\)", " | ".join(row)) for row in rows_of_memories())
+    return {row[1]: float(row[2]) for row in rows if row is not None}
+
+
 def test_costs_of_memories_equal_the_table():
     page = (ROOT / "docs" / "guide" / "memories.md").read_text("utf-8")
-    (section,) = re.findall(r"Cost of a policy update.*?matrix products", page, re.DOTALL)
-    page_costs = {name: float(cost) for name, cost in re.findall(r"`(\w+)` (?:\||costs) ([\d.]+\d)", section)}
-    rows = (re.match(r"\| (\w+) \| \d+ \(([\d.]+)x\)", " | ".join(row)) for row in rows_of_memories())
-    costs = {row[1]: float(row[2]) for row in rows if row is not None}
+    (section,) = re.findall(r"Cost of a policy update.*?benchmark", page, re.DOTALL)
+    choice = (ROOT / "docs" / "choose.md").read_text("utf-8")
+    (other,) = re.findall(r"Time of one PPO update.*?Recurrent memories", choice, re.DOTALL)
+    page_costs = {name: float(cost) for name, cost in re.findall(r"`(\w+)` \| ([\d.]+\d)", section)}
+    assert set(re.findall(r"`(\w+)` \| ([\d.]+\d)", other)) <= {
+        (n, str(c)) for n, c in costs_of_memories().items()
+    }
+    costs = costs_of_memories()
     assert set(page_costs) >= {"mingru", "ffm", "lru", "shm", "agalite"}
     assert page_costs == {name: costs[name] for name in page_costs}
