@@ -45,7 +45,7 @@ def test_ranges_are_those_of_the_tables(page, pattern, name):
 
 
 def costs_of_memories() -> dict[str, float]:
-    """Return the cost of an update with each memory, as a multiple of that with `none`, from the benchmark."""
+    """Return the cost of an update with each memory from the benchmark, as a multiple of that with `none`."""
     rows = (re.match(r"\| (\w+) \| \d+ \(([\d.]+)x\)", " | ".join(row)) for row in rows_of_memories())
     return {row[1]: float(row[2]) for row in rows if row is not None}
 
