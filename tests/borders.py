@@ -108,8 +108,8 @@ CODE = (
     Border(
         "builtins.getattr([!?]*) operator.methodcaller",
         "names of a fixed set",
-        "agents/tools/holidays.py experiments/commands/main.py experiments/quality/context_peers.py "
-        "experiments/tasks/wrappers.py",
+        "agents/tools/holidays.py docs/names.py experiments/commands/main.py "
+        "experiments/quality/context_peers.py experiments/tasks/wrappers.py",
     ),
     Border(
         "gymnasium.make gymnasium.make_vec gymnasium.spec gymnasium.envs.registration.load_env_creator",
@@ -214,6 +214,7 @@ TEXTS = (
         "errors of form and of depth are errors of the reader",
         "agents/chat/answer_format.py agents/chat/conversations.py agents/kwai/planner.py agents/langchain/ "
         "agents/language/text.py agents/rl/pretrained.py agents/tools/ docs/ experiments/answers/ "
+        "experiments/quality/rows.py "
         "experiments/bench/ experiments/cli/cache.py experiments/files.py experiments/launch/search.py "
         "experiments/lm/ experiments/measurements.py memory/bank/ memory/context/",
     ),
