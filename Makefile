@@ -110,7 +110,7 @@ scoreboard: $(VENV)/.installed-scoreboard
 
 # Warnings are errors: a link that leads nowhere, a docstring that docutils does not read.
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m sphinx -j 2 --fail-on-warning --keep-going --quiet -b html docs docs/site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/site
 	@echo "open docs/site/index.html"
 
 docs-check: $(VENV)/.installed-dev
