@@ -73,8 +73,6 @@ def site(wheel_environment, tmp_path_factory):
         sys.executable,
         "-m",
         "sphinx",
-        "-j",
-        "2",
         "--fail-on-warning",
         "--keep-going",
         "--quiet",
