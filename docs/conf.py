@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from head import add_description
 from markup import escape_bars
 from names import NameOrCode, hide_exports, link_code, link_outside
-from notebooks import add_download_link, spread_tutorials, write_notebooks
+from notebooks import add_download_link, write_notebooks
 from pages import write_pages
 from sphinx.application import Sphinx
 from sphinx.ext import napoleon
@@ -61,7 +61,6 @@ def setup(app: Sphinx) -> None:
     app.connect("config-inited", lambda app, _: _write(Path(app.srcdir) / "generated"))
     app.connect("autodoc-process-docstring", _process)
     app.connect("source-read", _replace_links)
-    app.connect("env-before-read-docs", spread_tutorials)
     app.connect("doctree-read", link_code)
     app.connect("html-page-context", add_description)
     app.connect("env-updated", hide_exports)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import nbformat
 from myst_nb.core.read import read_myst_markdown_notebook
@@ -42,16 +41,3 @@ def add_download_link(text: str, page: str) -> str:
     path = f"../generated/notebooks/{page.rpartition('/')[2]}.ipynb"
     link = f"[Download this page as a notebook](path:{path})"
     return _TITLE.sub(lambda title: f"{title[0]}\n\n{link}", text, count=1)
-
-
-def spread_tutorials(app: Any, env: Any, pages: list[str]) -> None:
-    """Place the tutorials far apart in the list of pages, so that several processes execute them at once.
-
-    Sphinx gives each process a part of the list. Tutorials take longer than all other pages together.
-    """
-    tutorials = [page for page in pages if page.startswith("tutorials/") and page != "tutorials/index"]
-    others = [page for page in pages if page not in tutorials]
-    distance = len(others) // max(len(tutorials), 1) + 1
-    for number, tutorial in enumerate(tutorials):
-        others.insert(number * distance, tutorial)
-    pages[:] = others

@@ -1,6 +1,5 @@
 """Notebooks of tutorials have the same cells and no links to other pages."""
 
-import itertools
 import re
 from pathlib import Path
 
@@ -44,17 +43,3 @@ def test_only_tutorials_have_a_download_link(notebooks):
     assert text.count("](path:../generated/notebooks/one.ipynb)") == 1
     assert text.index("# One") < text.index("one.ipynb") < text.index("# Two")
     assert notebooks.add_download_link("# One", "guide/one") == "# One"
-
-
-def test_tutorials_are_far_apart_in_the_list_of_pages(notebooks):
-    """Each of several processes then executes one of them."""
-    tutorials = [f"tutorials/{name}" for name in sorted(NAMES)]
-    pages = [f"guide/{number:03}" for number in range(100)] + ["tutorials/index", *tutorials]
-    expected = sorted(pages)
-    notebooks.spread_tutorials(None, None, pages)
-    assert sorted(pages) == expected
-    places = [pages.index(tutorial) for tutorial in tutorials]
-    assert min(after - before for before, after in itertools.pairwise(places)) >= 20
-    pages = ["index"]
-    notebooks.spread_tutorials(None, None, pages)
-    assert pages == ["index"]
