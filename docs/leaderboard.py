@@ -12,6 +12,7 @@ import numpy as np
 from tables import ROOT
 
 from scrubjay import memory
+from scrubjay.experiments.measurements import markdown
 from scrubjay.experiments.recipes.registry import task_title
 from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 
@@ -112,7 +113,7 @@ def _section(rows: Sequence[Row]) -> list[str]:
 def _ranking(rows: Sequence[Row]) -> str:
     """Return the ranked table of a task. The best score is bold."""
     by_memory = _by_memory(rows)
-    ranks = _rank({name: round(float(np.mean(_scores(of))), 2) for name, of in by_memory.items()})
+    ranks = _rank_memories(by_memory)
     lines = []
     for name in sorted(by_memory, key=lambda name: (ranks[name], name)):
         of = by_memory[name]
@@ -123,7 +124,7 @@ def _ranking(rows: Sequence[Row]) -> str:
         best = ranks[name] == min(ranks.values()) and len(ranks) > 1
         seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in of}))
         lines.append((rank, _link(name), f"**{score}**" if best else score, seeds, steps))
-    return table(("rank", "memory", "score", "seeds", "training steps"), lines)
+    return markdown(("rank", "memory", "score", "seeds", "training steps"), lines, "---")
 
 
 def _tests(rows: Sequence[Row]) -> list[str]:
@@ -143,7 +144,7 @@ def _tests(rows: Sequence[Row]) -> list[str]:
         for name, of in sorted(_by_memory(alike).items()):
             cells = [[row["score"] for row in of if row["test"][along] == value] for value in values]
             lines.append((_link(name), *(format_score(cell) if cell else "" for cell in cells)))
-        parts.append(table((head, *(f"{value:,}" for value in values)), lines))
+        parts.append(markdown((head, *(f"{value:,}" for value in values)), lines, "---"))
     return parts
 
 
@@ -154,7 +155,7 @@ def _ranks(rows_by_task: Mapping[str, Sequence[Row]]) -> str:
         by_memory = _by_memory([row for row in rows if not row.get("test")])
         if len(by_memory) < FEWEST_CONTENDERS or ", " in task:
             continue
-        ranks = _rank({name: round(float(np.mean(_scores(of))), 2) for name, of in by_memory.items()})
+        ranks = _rank_memories(by_memory)
         for name, rank in ranks.items():
             places[name].append((rank, (len(ranks) - rank) / (len(ranks) - 1)))
     means = {name: np.mean(of, axis=0) for name, of in places.items() if len(of) >= FEWEST_TASKS}
@@ -166,7 +167,12 @@ def _ranks(rows_by_task: Mapping[str, Sequence[Row]]) -> str:
     left_out = ", ".join(_link(name) for name in sorted(places) if name not in means)
     note = f"\n\nMeasured on fewer than {FEWEST_TASKS} such tasks: {left_out}." if left_out else ""
     head = ("memory", "mean rank", "share of others beaten", "tasks")
-    return table(head, lines) + note if lines else ""
+    return markdown(head, lines, "---") + note if lines else ""
+
+
+def _rank_memories(by_memory: Mapping[str, Sequence[Row]]) -> dict[str, float]:
+    """Return the rank of each memory by its mean score, as the tables show it."""
+    return _rank({name: round(float(np.mean(_scores(rows))), 2) for name, rows in by_memory.items()})
 
 
 def _rank(means: Mapping[str, float]) -> dict[str, float]:
@@ -194,9 +200,3 @@ def _words(name: str) -> str:
 
 def _link(name: str) -> str:
     return f"[`{name}`](memories/{name}.rst)" if name in memory.list_memories() else f"`{name}`"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

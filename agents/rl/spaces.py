@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.spaces import Space
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from scrubjay.agents.rl.masks.action_masks import MASK, METHOD, ActionMasks
+from scrubjay.agents.rl.masks.action_masks import MASK, ActionMasks
 from scrubjay.agents.rl.masks.detection import keep_random_states, offers_masks
 from scrubjay.agents.rl.observations import leaf_spaces
 
@@ -172,7 +171,7 @@ class Spaces:
 def _offers_masks(envs: Any) -> bool:
     make_envs = getattr(envs, "env_fns", ())
     if isinstance(make_envs, Iterator):  # `gymnasium.make_vec` leaves a generator that it has used up
-        return _vector_offers_masks(envs)
+        return offers_masks(envs)
     if not make_envs:
         return False
     with keep_random_states():
@@ -181,17 +180,6 @@ def _offers_masks(envs: Any) -> bool:
             return offers_masks(env)
         finally:
             env.close()
-
-
-def _vector_offers_masks(envs: VectorEnv) -> bool:
-    observation, action = envs.single_observation_space, envs.single_action_space
-    if ActionMasks.find(observation, action) is not None:
-        return False
-    if all(envs.call("has_wrapper_attr", METHOD)):  # type: ignore[attr-defined]
-        return ActionMasks.find(observation, action, outside=True) is not None
-    with keep_random_states():
-        _, infos = envs.reset(seed=0)
-    return isinstance(action, (spaces.Discrete, spaces.MultiDiscrete)) and MASK in infos
 
 
 def _layer_signature(space: Space) -> Any:

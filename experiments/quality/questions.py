@@ -20,6 +20,7 @@ from scrubjay.experiments.quality.rows import (
     Results,
     Seeds,
     draw_curves,
+    draw_dots,
     draw_seeds,
     make_axes,
     mark_level,
@@ -161,9 +162,7 @@ def clock(results: Results) -> Figure:
             scores = results.read_scores("clock", each)
             for place, seeds in enumerate(scores.values()):
                 label = ("without clock" if "no clock" in each else "with clock") if not place else None
-                at = [place + shift] * len(seeds)
-                axes.plot(seeds, at, marker, color=color, markersize=5, alpha=0.8, label=label)
-                axes.plot([np.mean(seeds)] * 2, [place + shift - 0.14, place + shift + 0.14], color=color)
+                draw_dots(axes, seeds, place + shift, color, marker, half=0.14, label=label)
             axes.set_yticks(range(len(scores)), list(scores))
         axes.invert_yaxis()
         axes.set_xlim(-0.03, 1.03)
@@ -229,8 +228,7 @@ def defaults(results: Results) -> Figure:
             seeds = [
                 row["score"] for row in results.read_rows("defaults-test", task=task, contender=contender)
             ]
-            axes.plot(seeds, [place] * len(seeds), marker, color=color, markersize=5, alpha=0.7)
-            axes.plot([np.mean(seeds)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.5)
+            draw_dots(axes, seeds, place, color, marker)
         axes.set_yticks([0, 1], ["gru", "RecurrentPPO"])
         axes.set_ylim(1.6, -0.6)
         if task in ("bsuite-catch", "red-blue-doors"):  # all seeds have one return
@@ -292,8 +290,7 @@ def sinks(results: Results) -> Figure:
         for row in results.read_rows("sinks", test={"corridor_length": length}):
             scores[f"{row['num_sinks']}"].append(row["score"])
         for place, seeds in enumerate(scores.values()):
-            axes.plot(seeds, [place] * len(seeds), "o", color=BLUE, markersize=5, alpha=0.7)
-            axes.plot([np.mean(seeds)] * 2, [place - 0.3, place + 0.3], color=BLUE, linewidth=2.5)
+            draw_dots(axes, seeds, place, BLUE, "o")
         axes.set_yticks(range(len(scores)), list(scores))
         axes.set_ylim(len(scores) - 0.4, -0.6)
         axes.set_ylabel("number of sinks")

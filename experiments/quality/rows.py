@@ -87,14 +87,31 @@ def draw_seeds(axes: Axes, scores: Mapping[str, Sequence[float]], title: str, un
     """Draw a line of dots per name, one dot per seed, and a bar at the mean."""
     styles = assign_styles(scores)
     for place, (name, seeds) in enumerate(scores.items()):
-        style = styles[name]
-        axes.plot([np.mean(seeds)] * 2, [place - 0.32, place + 0.32], color=style.color, linewidth=2.5)
-        axes.plot(seeds, [place] * len(seeds), style.marker, color=style.color, markersize=5, alpha=0.7)
+        draw_dots(axes, seeds, place, styles[name].color, styles[name].marker)
     axes.set_yticks(range(len(scores)), list(scores))
     axes.set_ylim(len(scores) - 0.4, -0.6)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(unit)
     axes.grid(alpha=0.3)
+
+
+def draw_dots(
+    axes: Axes, seeds: Sequence[float], place: float, color: str, marker: str, half: float = 0.32, **more: Any
+) -> None:
+    """Draw a dot per seed and a bar at their mean.
+
+    Args:
+        axes: Axes to draw in.
+        seeds: Score of each seed.
+        place: Position on the vertical axis.
+        color: Color of dots and bar.
+        marker: Marker of the dots.
+        half: Half of the height of the bar.
+        more: Further arguments of `Axes.plot` for the dots.
+    """
+    axes.plot([np.mean(seeds)] * 2, [place - half, place + half], color=color, linewidth=2.5)
+    dots = {"markersize": 5, "alpha": 0.7, **more}
+    axes.plot(seeds, [place] * len(seeds), marker, color=color, **dots)
 
 
 def mark_level(axes: Axes, level: float, label: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -203,7 +204,9 @@ def read_mask(env: Any, info: Mapping[str, Any]) -> Any:
 
 
 def has_method(env: Any) -> bool:
-    """Return True if a gymnasium or PettingZoo environment has the method `action_masks`."""
+    """Return True if a gymnasium, vector or PettingZoo environment has the method `action_masks`."""
+    if isinstance(env, VectorEnv):
+        return hasattr(env, "call") and all(env.call("has_wrapper_attr", METHOD))  # type: ignore[attr-defined]
     if isinstance(env, gymnasium.Env):
         return env.has_wrapper_attr(METHOD)
     return callable(getattr(env, METHOD, None))

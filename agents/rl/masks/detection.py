@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 
 from scrubjay.agents.rl.masks.action_masks import MASK, ActionMasks, has_method
 
@@ -17,13 +18,15 @@ from scrubjay.agents.rl.masks.action_masks import MASK, ActionMasks, has_method
 def offers_masks(env: Any) -> bool:
     """Return True if an environment offers masks in its infos or by a method.
 
-    `env` is a gymnasium environment or a PettingZoo `ParallelEnv`. It is reset if this is needed to see the
-    infos. The global random generators keep their states. Raises EnvFaultError if its action space has no
-    masks or if a mask in the observations has the wrong shape.
+    `env` is a gymnasium environment, single or vector, or a PettingZoo `ParallelEnv`. It is reset if this is
+    needed to see the infos. The global random generators keep their states. Raises EnvFaultError if its
+    action space has no masks or if a mask in the observations has the wrong shape.
     """
     agents = list(getattr(env, "possible_agents", ()))
     if agents:
         observation, action = env.observation_space(agents[0]), env.action_space(agents[0])
+    elif isinstance(env, VectorEnv):
+        observation, action = env.single_observation_space, env.single_action_space
     else:
         observation, action = env.observation_space, env.action_space
     if ActionMasks.find(observation, action) is not None:
