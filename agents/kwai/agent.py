@@ -31,7 +31,6 @@ from scrubjay.agents.kwai.limits import (
     Meter,
     make_limits,
     make_prompt_token_counter,
-    make_token_counter,
 )
 from scrubjay.agents.kwai.loop import AgentLoop
 from scrubjay.agents.kwai.messages import repair_transcript
@@ -53,7 +52,7 @@ from scrubjay.agents.language.provenance import (
     is_untrusted,
     mark,
 )
-from scrubjay.agents.language.text import clean
+from scrubjay.agents.language.text import clean, make_token_counter
 
 _PLANNING = ("auto", "native", "json")
 

@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
-from scrubjay.agents.language.text import estimate_tokens
+from scrubjay.agents.language.text import estimate_tokens, make_token_counter
 
 _TEMPLATE_TOKENS = 16
 
@@ -70,14 +70,6 @@ def make_limits(model: Any, **overrides: Any) -> Limits:
             "result_tokens": min(Limits.result_tokens, 1 + tokens_in_view // 4),
         } | overrides
     return Limits(**overrides)
-
-
-def make_token_counter(model: Any) -> Callable[[str], int]:
-    """Return a function that counts the tokens of a text with the tokenizer of `model`.
-
-    If `model.tokens_in_view` does not exist or is None, the function estimates the number.
-    """
-    return estimate_tokens if getattr(model, "tokens_in_view", None) is None else model.get_num_tokens
 
 
 def make_prompt_token_counter(model: Any) -> Callable[[str], int]:

@@ -1,4 +1,4 @@
-"""LangChain and LangGraph integrations of the memory bank.
+"""LangChain and LangGraph integrations of the memory bank, and a reader of long texts.
 
 The retriever, the chat history, the tools and the embeddings need langchain-core only; the store, the
 checkpointer and the middleware need the extra `langgraph`.
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from scrubjay.agents.langchain.consolidation import ModelDecider as ModelDecider
     from scrubjay.agents.langchain.history import BankChatMessageHistory as BankChatMessageHistory
     from scrubjay.agents.langchain.middleware import BankMiddleware as BankMiddleware
+    from scrubjay.agents.langchain.reader import MemoryReader as MemoryReader
+    from scrubjay.agents.langchain.reader import NoteReading as NoteReading
     from scrubjay.agents.langchain.retriever import BankRetriever as BankRetriever
     from scrubjay.agents.langchain.store import BankStore as BankStore
     from scrubjay.agents.langchain.tools import memory_tools as memory_tools
@@ -31,6 +33,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "consolidation": ["ModelDecider"],
         "history": ["BankChatMessageHistory"],
         "middleware": ["BankMiddleware"],
+        "reader": ["MemoryReader", "NoteReading"],
         "retriever": ["BankRetriever"],
         "store": ["BankStore"],
         "tools": ["memory_tools"],

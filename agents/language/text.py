@@ -99,6 +99,14 @@ def estimate_tokens(text: str) -> int:
     return wide + (len(text) - wide + 3) // 4
 
 
+def make_token_counter(model: Any) -> Callable[[str], int]:
+    """Return a function that counts the tokens of a text with the tokenizer of `model`.
+
+    If `model.tokens_in_view` does not exist or is None, the function estimates the number.
+    """
+    return estimate_tokens if getattr(model, "tokens_in_view", None) is None else model.get_num_tokens
+
+
 def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
     """Return `text` between two marks that the text cannot forge; the first names `source` and `trust`."""
     number = secrets.token_hex(4)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
-from scrubjay.agents.kwai.limits import make_token_counter
+from scrubjay.agents.language.text import make_token_counter
 from scrubjay.experiments.answers.datasets import Form, read_any
 from scrubjay.experiments.answers.scores import SCORERS, score, substring, words
 from scrubjay.experiments.answers.views import CachedEmbeddings, Recall, View, ViewName, fit, open_view

@@ -87,7 +87,7 @@ def compare(argv: Sequence[str]) -> int:
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.recipes.overrides import override
     from scrubjay.experiments.recipes.teams import METHODS
-    from scrubjay.experiments.viz.comparison import write_report
+    from scrubjay.experiments.viz.comparison import final_table, write_report
     from scrubjay.memory import list_memories
 
     for label, names, choices in (
@@ -133,7 +133,7 @@ def compare(argv: Sequence[str]) -> int:
         report_files = write_report(list(runs.values()), options.out, command, partial_runs)
         if searches:
             report_files.append(write_search_report(searches, options.out))
-    print(*map(one_line, report_files), sep="\n")
+    print(final_table(list(runs.values())), *map(one_line, report_files), sep="\n")
     return 0
 
 

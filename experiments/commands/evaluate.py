@@ -62,8 +62,8 @@ class EvalOptions:
     """Single-agent run trained on the fully observable version of the task. Report the observability gap:
     the return of that run minus the return of the evaluated run."""
     memoryless: Path | None = None
-    """Single-agent run without memory on the same task. Report the memory bias: the return of the evaluated
-    run minus that of the run without memory. The task should be fully observable."""
+    """Single-agent run without memory on the same task. Report the gain from memory: the return of the
+    evaluated run minus that of the run without memory. On a fully observable task it should be near 0."""
     set: EnvSettings = ()
     memory: UseAppendAction[tuple[str, ...]] = ()
     """Setting of the memory to change, as name=value; only settings that do not affect its weights, such as
@@ -230,7 +230,7 @@ def _load_baselines(
     if options.memoryless is not None:
         other, other_config = load_agent(options.memoryless, options.trust)
         check_bias(config, other_config)
-        baselines["memory bias"] = _BaselineRun(
+        baselines["gain from memory"] = _BaselineRun(
             other.path, other.policy_for(other_config.env), other_config.env, memory_bias
         )
     return baselines

@@ -20,10 +20,12 @@ from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CONFIG, METRICS, open_to_append
 from scrubjay.experiments.progress import PLAIN_SECONDS, GracefulInterrupt, StopRequest, describe_row
 from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.initial_weights import describe_differences, flatten, join_differences
 from scrubjay.experiments.runs.metrics import read_last_row
 from scrubjay.experiments.runs.reinforcement import RLConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.status import read_status
+from scrubjay.memory.serialization import encode
 
 Work = TypeVar("Work")
 
@@ -45,8 +47,13 @@ def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
             config.check()
             return Run(path, Run.create(config, path).config, trust)
         run = Run.load(path, trust)
-    if run.config.without_extensions() != config:
-        raise UsageError(f"{path} holds a run with other settings; delete it or choose another directory")
+    old = run.config.without_extensions()
+    if old != config:
+        differences = describe_differences(flatten(encode(config)), flatten(encode(old)))
+        raise UsageError(
+            f"{path} holds a run with other settings: {join_differences([*differences.values()])}; use the "
+            "same settings, delete the run, or choose another directory"
+        )
     return Run(path, config.with_run_fields(run.config), trust)
 
 

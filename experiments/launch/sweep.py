@@ -10,12 +10,14 @@ import functools
 import itertools
 import json
 import math
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.cli.untrusted_text import printable
 from scrubjay.experiments.files import CONFIG, own_folder, read_untrusted, write_atomically
 from scrubjay.experiments.launch.parallel import prepare
@@ -112,10 +114,7 @@ def run_sweep(
     for name, values in sweep.params:
         if names.count(name) > 1 or len(set(values)) < len(values):
             raise ValueError(f"param {name!r}: duplicate flag or value; give it once, with distinct values")
-    configs = [override(sweep.recipe, sweep.arguments(trial)) for trial in sweep.trials()]
-    for config in configs:
-        config.check()
-        resolve_initial_weights(config)
+    configs = [_make_config(sweep, trial) for trial in sweep.trials()]
     own_folder(out)
     description = json.dumps(dataclasses.asdict(sweep), indent=1)
     note = out / "sweep.json"
@@ -130,6 +129,8 @@ def run_sweep(
     connect(RayOptions(num_env_runners=1, address=address))
     print(describe_cluster(), flush=True)
     handler = signal.getsignal(signal.SIGINT)
+    # Ray would end the process at once. Tune stores its state at Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     results = _tuner(sweep, out.resolve(), jobs, max(config.planned_steps for config in configs)).fit()
     # Tune treats Ctrl-C as a normal end, but restores the previous signal handler only after Ctrl-C.
     if signal.getsignal(signal.SIGINT) is handler:
@@ -146,6 +147,20 @@ def run_sweep(
     return 1 if results.num_errors else 0
 
 
+def _make_config(sweep: Sweep, trial: dict[str, str]) -> Any:
+    """Return the config of a trial. Raises ValueError, which names the trial, if its settings are invalid."""
+    try:
+        config = override(sweep.recipe, sweep.arguments(trial))
+        config.check()
+        resolve_initial_weights(config)
+    except ValueError as error:
+        if len(sweep.trials()) == 1:
+            raise
+        settings = " ".join(f"{name}={value}" for name, value in trial.items())
+        raise UsageError(f"trial {settings}: {error}") from error
+    return config
+
+
 def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
     from ray import tune
 
@@ -153,11 +168,14 @@ def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
         functools.partial(_train, sweep=sweep, out=out, here=Path.cwd()), {"cpu": 1}
     )
     storage = out / "tune"
+    space = {name: tune.grid_search(list(values)) for name, values in sweep.params}
     if tune.Tuner.can_restore(str(storage)):
-        return tune.Tuner.restore(str(storage), trainable, resume_unfinished=True, restart_errored=True)
+        return tune.Tuner.restore(
+            str(storage), trainable, resume_unfinished=True, restart_errored=True, param_space=space
+        )
     return tune.Tuner(
         trainable,
-        param_space={name: tune.grid_search(list(values)) for name, values in sweep.params},
+        param_space=space,
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",

@@ -68,6 +68,8 @@ def connect(options: RayOptions) -> bool:
         settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address == "local":
             settings["include_dashboard"] = False
+            # By default workers are so nice that on a busy machine they never start.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             _keep_token()
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # inside a job, the job's environment applies
             environment: dict[str, Any] = {"env_vars": {**worker_variables(), **worker_folder()}}

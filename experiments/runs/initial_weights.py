@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from scrubjay.experiments.runs.config import Experiment
 from scrubjay.memory import serialization
 
 _MAX_DIFFERENCES = 3
-"""Maximum number of differences in an error."""
 
 
 def load_initial_weights(
@@ -41,18 +41,17 @@ def load_initial_weights(
         {name: tuple(value.shape) for name, value in part.items()}
         for part in (config.make_model().state_dict(), weights)
     )
-    settings = _differences(_settings(config), _settings(source))
+    settings = describe_differences(_settings(config), _settings(source))
     class_names = [text for name, text in settings.items() if name.rpartition(".")[2] == "name"]
     if class_names or shapes != source_shapes:
-        differences = class_names or [*(settings or _differences(shapes, source_shapes)).values()]
+        differences = class_names or [*(settings or describe_differences(shapes, source_shapes)).values()]
         raise _mismatch_error(config, "use the same settings as that run, or name another run", *differences)
     return weights
 
 
 def _mismatch_error(config: Experiment, remedy: str, *differences: str) -> ValueError:
-    text = ", ".join(" ".join(difference.split()) for difference in differences[:_MAX_DIFFERENCES])
-    more = f" and {len(differences) - _MAX_DIFFERENCES} more" if len(differences) > _MAX_DIFFERENCES else ""
-    return ValueError(f"init_from={config.init_from!r} does not match this run: {text}{more}; {remedy}")
+    text = join_differences(differences)
+    return ValueError(f"init_from={config.init_from!r} does not match this run: {text}; {remedy}")
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
     }
 
 
-def _differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, str]:
+def describe_differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, str]:
     """Return a dict from the name of each differing or missing value to a description of the difference."""
     missing = "nothing"
     return {
@@ -81,6 +80,13 @@ def _differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, str]:
         for name in {**here, **there}
         if here.get(name, missing) != there.get(name, missing)
     }
+
+
+def join_differences(differences: Sequence[str]) -> str:
+    """Return the first three differences and the number of the others, for an error message."""
+    text = ", ".join(" ".join(difference.split()) for difference in differences[:_MAX_DIFFERENCES])
+    more = f" and {len(differences) - _MAX_DIFFERENCES} more" if len(differences) > _MAX_DIFFERENCES else ""
+    return text + more
 
 
 def _check_spaces(there: Spaces, config: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import read_numbers, write_atomically
 from scrubjay.experiments.measurements import markdown, processor, version
 from scrubjay.experiments.recipes.registry import longer_range
@@ -44,7 +45,7 @@ def write_report(
     longer = {run.path: score_longer_tasks(run) for run in runs}
     supervised = group_runs([run for run in runs if isinstance(run.config, SupervisedConfig)], "axes")
     runs_with_curve = [run for run in runs if has_curve(run)]
-    sections = [_header(runs, command), _final_table(runs), *_retention_tables(runs)]
+    sections = [_header(runs, command), final_table(runs), *_retention_tables(runs)]
     sections += [f"{run.path.name} is {word}." for run in runs for word in run.loss_warnings]
     if partial_runs:
         names = ", ".join(run.path.name for run in partial_runs)
@@ -113,17 +114,23 @@ def _score(summary: dict[str, Any]) -> float:
 def _header(runs: Sequence[Run], command: str) -> str:
     counts = sorted({len(group) for group in group_runs(runs, "recipe", "label").values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    scores = f"Scores: interquartile mean over {seeds} seeds with 95 % bootstrap interval"
-    scores += "; with fewer than 4 seeds, the mean and the range of the seeds." if counts[0] < 4 else "."
+    scores = f"Scores: mean and range over {seeds} seeds."
+    if counts[-1] >= 4:
+        scores = f"Scores: interquartile mean over {seeds} seeds with 95 % bootstrap interval"
+        scores += "; with fewer than 4 seeds, the mean and the range of the seeds." if counts[0] < 4 else "."
     if counts[-1] == 1:
         scores = "Scores are from a single seed; other seeds may differ."
+    names = {run.config.recipe: run.config.env.id for run in runs if run.config.recipe in ("ppo", "team")}
+    tasks = "".join(f" The recipe {recipe} is `{one_line(name)}`." for recipe, name in names.items())
     return (
         f"`{command}`\n\n"
-        f"{version()}, torch {torch.__version__}, {processor()}, one thread per run, {date.today()}. {scores}"
+        f"{version()}, torch {torch.__version__}, {processor()}, one thread per run, {date.today()}. "
+        f"{scores}{tasks}"
     )
 
 
-def _final_table(runs: Sequence[Run]) -> str:
+def final_table(runs: Sequence[Run]) -> str:
+    """Return the Markdown table of scores, steps and times of each memory or method."""
     heading = "method" if isinstance(runs[0].config, TeamTaskConfig) else "memory"
     rows = []
     for (recipe, memory), group in group_runs(runs, "recipe", "label").items():

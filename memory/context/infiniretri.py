@@ -17,7 +17,7 @@ boundaries.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,7 +32,15 @@ from scrubjay.kernels.select import best
 from scrubjay.memory.context.capture import attention_weights
 from scrubjay.memory.context.quotes import ControlTokens, build_chat_prompt, prepend_bos
 from scrubjay.memory.context.retrieval_heads import retrieval_heads
-from scrubjay.memory.context.sentences import Bookmark, ProgressDisplay, Sentence, split_sentences
+from scrubjay.memory.context.sentences import (
+    Bookmark,
+    ProgressDisplay,
+    ReadingPosition,
+    Sentence,
+    cut_sentence,
+    group_sentences,
+    split_sentences,
+)
 
 _LENGTH_MULTIPLE = 64
 
@@ -134,16 +142,17 @@ class InfiniRetri:
         """
         bookmark = Bookmark(None if state is None else Path(state), self._settings(question))
         length = len(text) if isinstance(text, str) else None
-        with ProgressDisplay(bookmark, length, is_enabled=progress) as watch:
-            for chunk in self._chunks(bookmark.iterate_unread(split_sentences(text), self._cut)):
+        with ProgressDisplay(bookmark, length, progress, _count_sentences) as watch:
+            sentences = bookmark.iterate_unread(split_sentences(text), self._cut)
+            for chunk in group_sentences(sentences, self.chunk_tokens):
                 selection = self.select_sentences([*bookmark.position.sentences, *chunk], question)
                 bookmark.advance(chunk, [selection.sentences[at] for at in selection.indices])
                 on_chunk(selection)
                 watch.update()
-        sentences = bookmark.position.sentences
+        retained = bookmark.position.sentences
         return ReadingResult(
-            tuple(sentence.text.strip() for sentence in sentences),
-            self._answer(sentences, question, max_new_tokens),
+            tuple(sentence.text.strip() for sentence in retained),
+            self._answer(retained, question, max_new_tokens),
             bookmark.position.tokens,
         )
 
@@ -167,27 +176,9 @@ class InfiniRetri:
             tuple(sentences), best_of, _keep(lengths, scores, self.top_k, self.chunk_tokens)
         )
 
-    def _chunks(self, sentences: Iterable[Sentence]) -> Iterator[list[Sentence]]:
-        """Yield lists of whole sentences with at most `chunk_tokens` tokens in total."""
-        chunk: list[Sentence] = []
-        chunk_length = 0
-        for sentence in sentences:
-            if chunk and chunk_length + len(sentence.tokens) > self.chunk_tokens:
-                yield chunk
-                chunk, chunk_length = [], 0
-            chunk.append(sentence)
-            chunk_length += len(sentence.tokens)
-        if chunk:
-            yield chunk
-
     def _cut(self, text: str) -> list[Sentence]:
-        """Return a sentence as one part, or split in halves recursively until each part fits into a chunk."""
         # Control tokens in the text are escaped, so that they cannot end the user's turn.
-        tokens = self._control.encode(text)
-        if len(tokens) <= self.chunk_tokens or len(text) == 1:
-            return [Sentence(text, tuple(tokens))]
-        middle = len(text) // 2
-        return self._cut(text[:middle]) + self._cut(text[middle:])
+        return cut_sentence(text, self._control.encode, self.chunk_tokens)
 
     def _prompt(self, question: str) -> tuple[list[int], list[int], list[int]]:
         """Return the prompt's tokens before the text, those of the question, and those after the question."""
@@ -234,6 +225,10 @@ class InfiniRetri:
             self.row_weights,
         )
         return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+
+def _count_sentences(position: ReadingPosition) -> str:
+    return f"{len(position.sentences)} sentences retained"
 
 
 def phrase_scores(

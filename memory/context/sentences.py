@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -61,6 +61,29 @@ def _end(text: str, start: int) -> int | None:
         if cut > 0:
             return cut
     return limit
+
+
+def cut_sentence(text: str, encode: Callable[[str], Sequence[int]], most_tokens: int) -> list[Sentence]:
+    """Return a sentence as one part, or split in halves recursively until no part exceeds `most_tokens`."""
+    tokens = encode(text)
+    if len(tokens) <= most_tokens or len(text) == 1:
+        return [Sentence(text, tuple(tokens))]
+    middle = len(text) // 2
+    return cut_sentence(text[:middle], encode, most_tokens) + cut_sentence(text[middle:], encode, most_tokens)
+
+
+def group_sentences(sentences: Iterable[Sentence], most_tokens: int) -> Iterator[list[Sentence]]:
+    """Yield chunks: lists of consecutive sentences with at most `most_tokens` tokens in total."""
+    chunk: list[Sentence] = []
+    chunk_length = 0
+    for sentence in sentences:
+        if chunk and chunk_length + len(sentence.tokens) > most_tokens:
+            yield chunk
+            chunk, chunk_length = [], 0
+        chunk.append(sentence)
+        chunk_length += len(sentence.tokens)
+    if chunk:
+        yield chunk
 
 
 SAVE_SECONDS = 5.0
@@ -198,8 +221,15 @@ class Bookmark:
 class ProgressDisplay:
     """Progress display on stderr; it also saves the bookmark when reading ends or fails."""
 
-    def __init__(self, bookmark: Bookmark, characters: int | None, is_enabled: bool) -> None:
+    def __init__(
+        self,
+        bookmark: Bookmark,
+        characters: int | None,
+        is_enabled: bool,
+        describe: Callable[[ReadingPosition], str],
+    ) -> None:
         self._bookmark, self._characters, self._is_enabled = bookmark, characters, is_enabled
+        self._describe = describe
         self._is_terminal = sys.stderr.isatty()
         self._start = self._last_print = time.monotonic()
         self._first = bookmark.position
@@ -236,6 +266,6 @@ class ProgressDisplay:
             parts += [f"{position.characters / self._characters:.0%}", f"ETA {left:,.0f} s"]
         parts += [
             f"{(position.tokens - first.tokens) / seconds:,.0f} tokens/s",
-            f"{len(position.sentences)} sentences retained",
+            self._describe(position),
         ]
         return ("\r" if self._is_terminal else "") + "  ".join(parts)

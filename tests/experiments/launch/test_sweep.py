@@ -140,7 +140,11 @@ def test_the_table_marks_trials_that_were_stopped(tmp_path):
         (["tmaze"], "sweep needs at least one --param NAME=V1,V2"),
         (["tmaze", "--param", "seed=0,0"], "param 'seed': duplicate flag or value; give it once"),
         (["tmaze", "--param", "memory"], "param 'memory': write it as name=v1,v2"),
-        (["tmaze", "--param", "memory=gru,grue"], "unknown memory 'grue'"),
+        (["tmaze", "--param", "memory=gru,grue"], "trial memory=grue: unknown memory 'grue'"),
+        (
+            ["tmaze", "--param", "memory=gru,hcam", "--param", "memory.chunk-size=4,8"],
+            "trial memory=gru memory.chunk-size=4: unknown option '--policy.memory.chunk-size'",
+        ),
         (
             ["tmaze", "--param", "ppo.gama=0.9"],
             "unknown option '--learner.gama'; did you mean '--learner.gamma'?",

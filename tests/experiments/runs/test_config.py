@@ -262,7 +262,7 @@ def test_a_comparison_reuses_its_run_with_the_extended_total(copy, tiny):
     run = prepare(tiny(), copy)
     assert run.is_finished
     assert run.config == Run.load(copy).config
-    with pytest.raises(UsageError, match="other settings"):
+    with pytest.raises(UsageError, match=r"other settings: total_steps is 224 here and \d+ there;"):
         prepare(tiny(total_steps=224), copy)
 
 

@@ -109,7 +109,7 @@ def test_the_command_tells_both(runs, capsys):
     assert main([*words, "--full", str(runs / "full"), "--memoryless", str(runs / "memoryless")]) == 0
     out = capsys.readouterr().out
     assert "observability gap" in out
-    assert "memory bias" in out
+    assert "gain from memory" in out
     assert main(["eval", str(runs / "full"), "--episodes", "4"]) == 0
     returns = [
         float(line.split()[1])

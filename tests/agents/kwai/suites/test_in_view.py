@@ -9,8 +9,8 @@ from pydantic import PrivateAttr
 
 from scrubjay.agents import LocalChatModel, tool
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
-from scrubjay.agents.kwai.limits import make_limits, make_prompt_token_counter, make_token_counter
-from scrubjay.agents.language.text import estimate_tokens
+from scrubjay.agents.kwai.limits import make_limits, make_prompt_token_counter
+from scrubjay.agents.language.text import estimate_tokens, make_token_counter
 from scrubjay.agents.tools import make_tools
 from scrubjay.experiments.commands.agent import AgentOptions
 from scrubjay.memory import MemoryBank
