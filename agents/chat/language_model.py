@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -20,6 +22,8 @@ from scrubjay.memory.context.policies.budget import get_window
 from scrubjay.memory.context.quotes import ControlTokens, select_template
 
 _FEED_BLOCK = 512
+_SILENT_SECONDS = 3.0
+_LINE_SECONDS = 30.0
 _ANSWER = "said"
 
 
@@ -95,17 +99,51 @@ class LoadedModel:
     def read(self, tokens: Sequence[int], cache: Any) -> Float[Tensor, "vocabulary"]:
         """Run the model on `tokens`, update `cache` and return the next token's logits.
 
-        Long inputs are processed in several blocks of tokens.
+        Long inputs are processed in several blocks of tokens. If this takes long, stderr shows the progress.
         """
         logits = None
         size = cache.call_length(len(tokens), _FEED_BLOCK)
-        for begin in range(0, len(tokens), size):
-            block = torch.tensor([list(tokens[begin : begin + size])], device=self.model.device)
-            with self._lock, torch.no_grad():
-                logits = self.model(input_ids=block, cache=cache, logits_to_keep=1).logits
+        with ReadingDisplay(len(tokens)) as display:
+            for begin in range(0, len(tokens), size):
+                block = torch.tensor([list(tokens[begin : begin + size])], device=self.model.device)
+                with self._lock, torch.no_grad():
+                    logits = self.model(input_ids=block, cache=cache, logits_to_keep=1).logits
+                display.update(min(begin + size, len(tokens)))
         if logits is None:
             raise ValueError("the prompt has no new tokens; pass at least one token")
         return logits[0, -1].float()
+
+
+class ReadingDisplay:
+    """Progress of reading a prompt, on stderr, if it takes more than three seconds.
+
+    On a terminal one line is rewritten. Elsewhere a line is printed every 30 seconds.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total, self._width = total, 0
+        self._is_terminal = sys.stderr.isatty()
+        self._start = self._last_print = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._width and self._is_terminal:  # the answer may follow in the same terminal
+            print(f"\r{'':{self._width}}\r", end="", file=sys.stderr, flush=True)
+
+    def update(self, done: int) -> None:
+        """Print the number of tokens read, if it is time and more are left."""
+        now = time.monotonic()
+        pause = _LINE_SECONDS if not self._is_terminal else 0.5 if self._width else _SILENT_SECONDS
+        if now - self._last_print < pause or done >= self._total:
+            return
+        self._last_print = now
+        left = (self._total - done) * (now - self._start) / done
+        line = f"read {done:,} of {self._total:,} tokens  ETA {left:,.0f} s"
+        padded_line = f"\r{line:{self._width}}" if self._is_terminal else f"{line}\n"
+        self._width = max(self._width, len(line))
+        print(padded_line, end="", file=sys.stderr, flush=True)
 
 
 _loaded_models: weakref.WeakValueDictionary[Any, LoadedModel] = weakref.WeakValueDictionary()

@@ -69,6 +69,9 @@ class Checkpointer(BaseCheckpointSaver[str]):
 
     Several threads, event loops and processes may use the file at the same time.
 
+    The `thread_id` alone finds a thread. If several users share a file, put the user into it, such as
+    `f"{user}/{number}"`.
+
     Completed calls of `put` and `put_writes` survive a crash of the process (kill -9). A power failure may
     lose the data of the last calls but does not corrupt the file.
 

@@ -144,7 +144,7 @@ class MemoryReader:
         progress: bool = True,
         on_note: Callable[[str], None] = lambda note: None,
     ) -> NoteReading:
-        """Read a text as `read` does, with asynchronous calls of the model."""
+        """Read a text with asynchronous calls of the model. Arguments and errors are those of `read`."""
         with closing(self._read(text, question, state, progress, on_note)) as steps:
             prompt = next(steps)
             while True:

@@ -62,8 +62,8 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
 
     Runs with the same task, memory and settings share one curve. It is their mean where all of them have
     values, with the range from the worst to the best seed shaded. Where only some have values, each is a thin
-    line of its own. A cross marks the end of a run that has not finished. Runs without values are left out,
-    with a warning. The default metric is the success rate if every run has it, otherwise the episode return.
+    line of its own. A cross marks the end of a run whose training has not finished. Runs without values are
+    left out, with a warning. The default metric is the success rate if every run has it, otherwise the return.
     Dots mark evaluations during training, whose episodes differ from those of training. A labeled line shows
     the best success without memory, if known. A note says what the bands and the training scores are. Raises
     ValueError, naming the existing metrics, if no run has the metric.
@@ -81,8 +81,10 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
             missing.append(run)
             continue
         steps, values = np.array(points, dtype=float).T
+        # Training plots its curve before the final evaluation, whose result makes a run a finished one.
+        is_whole = run.is_finished or run_rows[-1]["step"] >= run.config.planned_steps
         panels.setdefault(run.config.recipe, {}).setdefault(labels[run], []).append(
-            _Curve(run.config.seed, steps, values, run.is_finished, _read_evaluations(run_rows, metric))
+            _Curve(run.config.seed, steps, values, is_whole, _read_evaluations(run_rows, metric))
         )
     if not panels:
         names = sorted({name for run_rows in rows.values() for row in run_rows for name in row} - {"step"})

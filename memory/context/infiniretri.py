@@ -149,10 +149,10 @@ class InfiniRetri:
                 bookmark.advance(chunk, [selection.sentences[at] for at in selection.indices])
                 on_chunk(selection)
                 watch.update()
-        retained = bookmark.position.sentences
+        relevant = bookmark.position.sentences
         return ReadingResult(
-            tuple(sentence.text.strip() for sentence in retained),
-            self._answer(retained, question, max_new_tokens),
+            tuple(sentence.text.strip() for sentence in relevant),
+            self._answer(relevant, question, max_new_tokens),
             bookmark.position.tokens,
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
 
 from scrubjay.agents import LocalChatModel
-from scrubjay.agents.chat.language_model import LoadedModel, load
+from scrubjay.agents.chat import language_model
+from scrubjay.agents.chat.language_model import LoadedModel, ReadingDisplay, load
 from scrubjay.memory import context
 
 from .families import FAMILIES
@@ -83,3 +85,38 @@ def test_there_must_be_something_to_read(tiny_chat):
     cache = context.PolicyCache(context.make("full"), model)
     with pytest.raises(ValueError, match="no new tokens"):
         LoadedModel(model, tokenizer, "tiny").read([], cache)
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "output"),
+    [
+        (True, "\rread 400 of 1,000 tokens  ETA 6 s\rread 500 of 1,000 tokens  ETA 5 s\r" + " " * 33 + "\r"),
+        (False, ""),
+    ],
+)
+def test_a_long_reading_shows_its_progress(is_terminal, output, monkeypatch):
+    class Stderr(io.StringIO):
+        def isatty(self):
+            return is_terminal
+
+    stderr, clock = Stderr(), [0.0]
+    monkeypatch.setattr(language_model.sys, "stderr", stderr)
+    monkeypatch.setattr(language_model.time, "monotonic", lambda: clock[0])
+    with ReadingDisplay(1000) as display:
+        for second in range(1, 11):  # 100 tokens a second, and a terminal that is asked twice a second
+            clock[0] = float(second)
+            if second in (1, 2, 4, 5, 10):
+                display.update(100 * second)
+    assert stderr.getvalue() == output
+
+
+def test_elsewhere_a_line_is_printed_every_30_seconds(monkeypatch):
+    stderr, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(language_model.sys, "stderr", stderr)
+    monkeypatch.setattr(language_model.time, "monotonic", lambda: clock[0])
+    with ReadingDisplay(1000) as display:
+        for second in range(1, 101):
+            clock[0] = float(second)
+            display.update(10 * second)
+    lines = stderr.getvalue().splitlines()
+    assert lines == [f"read {n} of 1,000 tokens  ETA {100 - n // 10} s" for n in (300, 600, 900)]

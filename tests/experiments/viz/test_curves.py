@@ -136,6 +136,14 @@ def test_every_curve_is_drawn_to_its_end_and_averaged_where_all_seeds_have_point
     assert "not finished" not in [line.get_label() for line in axes.lines]
 
 
+def test_a_run_that_awaits_only_its_evaluation_has_no_cross(tiny, tmp_path, draw_figure):
+    config = tiny()
+    last = row(config.planned_steps, success=1.0, episodic_return=1)
+    run = store_rows(config, tmp_path / "run", row(20, success=0, episodic_return=0), last, is_finished=False)
+    (axes,) = draw_figure(plot_runs, [run]).axes
+    assert "not finished" not in [line.get_label() for line in axes.lines]
+
+
 def test_seeds_without_a_common_step_have_no_mean(tiny, tmp_path, draw_figure):
     steps = ((20, 40), (60, 100))
     runs = [
