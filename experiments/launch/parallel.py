@@ -141,6 +141,8 @@ def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
     )
     totals = {run.path: run.config.planned_steps for run in runs}
     tasks = {run.path: live.add_task(_title(run), total=totals[run.path], numbers="") for run in runs}
+    whole_task = live.add_task("all runs", total=sum(totals.values()), numbers="", visible=len(runs) > 1)
+    estimate = _Estimate(runs)
     last_printed = {run.path: 0.0 for run in runs}
     done: set[Path] = set()
 
@@ -152,6 +154,8 @@ def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
             if row is None or run.path in done:
                 continue
             live.update(tasks[run.path], completed=row["step"], numbers=describe_row(row))
+            estimate.steps[run.path] = int(row["step"])
+            live.update(whole_task, completed=sum(estimate.steps.values()), numbers=estimate.describe())
             if run.is_finished:
                 done.add(run.path)
             if not console.is_terminal and (
@@ -159,11 +163,36 @@ def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
             ):
                 last_printed[run.path] = time.monotonic()
                 share = row["step"] / totals[run.path]
-                print(f"{_title(run)}  {share:4.0%}  {describe_row(row)}", flush=True)
+                eta = estimate.describe() if len(runs) > 1 else ""
+                ending = f"  all runs: {eta}" if eta else ""
+                print(f"{_title(run)}  {share:4.0%}  {describe_row(row)}{ending}", flush=True)
 
     with live:
         yield show
         show()
+
+
+class _Estimate:
+    """Estimate of the time until all runs are trained; `steps` are the steps of each run so far."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.steps = {run.path: _last_step(run) for run in runs}
+        self._total_steps = sum(run.config.planned_steps for run in runs)
+        self._first_steps, self._start = sum(self.steps.values()), time.monotonic()
+
+    def describe(self) -> str:
+        """Return the remaining time; empty while no run has advanced."""
+        steps = sum(self.steps.values())
+        if steps <= self._first_steps:
+            return ""
+        rate = (steps - self._first_steps) / (time.monotonic() - self._start)
+        return f"ETA {max(0, self._total_steps - steps) / rate:,.0f} s"
+
+
+def _last_step(run: Run) -> int:
+    with contextlib.suppress(ValueError):  # the training process reports a damaged file
+        return int((read_last_row(run.path / METRICS) or {"step": 0})["step"])
+    return 0
 
 
 def _title(run: Run) -> str:

@@ -63,7 +63,7 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
     Runs with the same task, memory and settings share one curve. It is their mean where all of them have
     values, with the range from the worst to the best seed shaded. Where only some have values, each is a thin
     line of its own. A cross marks the end of a run whose training has not finished. Runs without values are
-    left out, with a warning. The default metric is the success rate if every run has it, otherwise the return.
+    left out, with a warning. The default metric is the success rate if every run has it, else the return.
     Dots mark evaluations during training, whose episodes differ from those of training. A labeled line shows
     the best success without memory, if known. A note says what the bands and the training scores are. Raises
     ValueError, naming the existing metrics, if no run has the metric.
