@@ -364,7 +364,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         if has_content and isinstance(answer, AIMessage) and not answer.tool_calls:
             shown_texts = [record["text"] for record in state.get("recalled_records", [])]
             numbers = answer.response_metadata.get(_MARK_NUMBERS, ())
-            text = remove_copies(clean(answer.text), numbers, shown_texts)
+            text = remove_copies(clean(answer.text), numbers, shown_texts, self._prompts.say("memories"))
+            if is_small_talk(text):
+                return turn
             turn.append((text, "tool" if self._is_tainted(state) else "agent", "assistant"))
         return turn
 

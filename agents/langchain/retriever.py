@@ -9,7 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
-from pydantic import field_validator
+from pydantic import ConfigDict, field_validator
 
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.memory.bank.bank import MemoryBank
@@ -19,10 +19,12 @@ from scrubjay.memory.bank.record import Hit
 class BankRetriever(BaseRetriever):
     """Retriever of a bank's records by keywords and embeddings, best first.
 
-    `invoke(query, k=..., namespace=..., kinds=..., trusts=...)` overrides fields for one call. The metadata
-    of a document contains the record's id, score, kind, namespace, trust, observed (ISO 8601) and provenance.
-    Scores are comparable only within one search. Raises the errors of `MemoryBank.search`.
+    `invoke(query, k=..., namespace=..., kinds=..., trusts=..., at=...)` overrides fields for one call. The
+    metadata of a document contains the record's id, score, kind, namespace, trust, observed (ISO 8601) and
+    provenance. Scores are comparable only within one search. Raises the errors of `MemoryBank.search`.
     """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     bank: MemoryBank
     """Memory bank to search."""
@@ -38,6 +40,8 @@ class BankRetriever(BaseRetriever):
     """Kinds of record to search; None for all kinds."""
     trusts: tuple[str, ...] | None = None
     """Authors of the records to search: user, agent, tool; None for all authors."""
+    at: Any = None
+    """Time at which records must be valid, such as "2025-06-01"; None for now."""
 
     @field_validator("namespace")
     @classmethod
@@ -70,7 +74,9 @@ class BankRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        arguments = {name: getattr(self, name) for name in ("k", "namespace", "kinds", "trusts")} | overrides
+        arguments = {
+            name: getattr(self, name) for name in ("k", "namespace", "kinds", "trusts", "at")
+        } | overrides
         return [_document(hit) for hit in self.bank.search(query, **arguments)]
 
     async def _aget_relevant_documents(

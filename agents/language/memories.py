@@ -14,12 +14,17 @@ _CUT_MARK = re.compile(r"^<<<[A-Z]{0,4}\Z", re.MULTILINE)
 _MAX_SMALL_TALK = 100  # characters
 _GREETING = (
     r"(?:(?:hi|hello|hey|good (?:morning|afternoon|evening|night|day)|thanks|thank you|many thanks|thx|bye"
-    r"|goodbye|see you(?: later| soon)?|how are you(?: doing)?(?: today)?|how do you do|nice to meet you)\b"
+    r"|goodbye|see you(?: later| soon)?|how are you(?: doing)?(?: today)?|how do you do|nice to meet you"
+    r"|you(?:'re|’re| are) welcome|my pleasure|no problem|how (?:can|may) i (?:help|assist) you)\b"
     r"|[你您]好[吗啊呀]?|嗨|早上好|下午好|晚上好|晚安|谢谢[你您]?|多谢|再见)"
 )
+# Alone, such a word can be the answer to a question.
+_BESIDE = (
+    r"(?:(?:there|everyone|all|again|so much|very much|a lot|dear|today|ok|okay|nice|great|cool|alright"
+    r"|got it|i see|understood|that helps)\b)"
+)
 _SMALL_TALK = re.compile(
-    rf"\W*{_GREETING}(?:\W*(?:{_GREETING}|(?:there|everyone|all|again|so much|very much|a lot|dear)\b))*\W*",
-    re.IGNORECASE,
+    rf"\W*(?:{_BESIDE}\W*)*{_GREETING}(?:\W*(?:{_GREETING}|{_BESIDE}))*\W*", re.IGNORECASE
 )
 
 
@@ -33,7 +38,9 @@ def find_mark_numbers(texts: Iterable[str]) -> frozenset[str]:
     return frozenset(number for text in texts for number in _MARK_NUMBER.findall(text))
 
 
-def remove_copies(answer: str, mark_numbers: Collection[str], shown_texts: Iterable[str] = ()) -> str:
+def remove_copies(
+    answer: str, mark_numbers: Collection[str], shown_texts: Iterable[str] = (), heading: str = ""
+) -> str:
     """Return a model's answer without the marks that it copied from its prompt, nor the data between them.
 
     Small models copy the marks of `fence`, and the data between them. Marks with other numbers stay. A mark
@@ -44,7 +51,13 @@ def remove_copies(answer: str, mark_numbers: Collection[str], shown_texts: Itera
         mark_numbers: Numbers of the marks in the prompt, from `find_mark_numbers`.
         shown_texts: Data between the marks. If each line that is left is a line of these texts, the whole
             answer is a copy, and the result is empty.
+        heading: Line above the marks. It is removed, too.
     """
+    lines = answer.splitlines()
+    if heading and heading in map(str.strip, lines):
+        answer, has_heading = "\n".join(line for line in lines if line.strip() != heading).strip(), True
+    else:
+        has_heading = False
     parts, place, number = [], 0, None
     for mark in _MARK.finditer(answer):
         is_last = mark.end() == len(answer)
@@ -53,7 +66,7 @@ def remove_copies(answer: str, mark_numbers: Collection[str], shown_texts: Itera
         if mark["kind"] == "DATA" or mark["number"] != number:
             parts.append(answer[place : mark.start()])
         number, place = mark["number"] if mark["kind"] == "DATA" else None, mark.end()
-    if not place:
+    if not place and not has_heading:
         return answer
     rest = _CUT_MARK.sub("", "".join([*parts, answer[place:]]).rstrip()).strip()
     shown_lines = {line.strip() for text in shown_texts for line in text.splitlines()}

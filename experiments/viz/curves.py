@@ -86,6 +86,9 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
         panels.setdefault(run.config.recipe, {}).setdefault(labels[run], []).append(
             _Curve(run.config.seed, steps, values, is_whole, _read_evaluations(run_rows, metric))
         )
+    if not panels and metric.startswith("charts/") and not any(map(has_curve, runs)):
+        paths = ", ".join(str(run.path) for run in runs)
+        raise ValueError(f"{paths}: no training episode has ended yet, so there is no curve")
     if not panels:
         names = sorted({name for run_rows in rows.values() for row in run_rows for name in row} - {"step"})
         paths = ", ".join(str(run.path) for run in runs)

@@ -12,7 +12,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from scrubjay.agents.rl.masks.action_masks import MASK, ActionMasks, has_method
+from scrubjay.agents.rl.masks.action_masks import MASK, METHOD, ActionMasks, has_method
+from scrubjay.agents.rl.observations import EnvFaultError
 
 
 def offers_masks(env: Any) -> bool:
@@ -20,7 +21,8 @@ def offers_masks(env: Any) -> bool:
 
     `env` is a gymnasium environment, single or vector, or a PettingZoo `ParallelEnv`. It is reset if this is
     needed to see the infos. The global random generators keep their states. Raises EnvFaultError if its
-    action space has no masks or if a mask in the observations has the wrong shape.
+    action space has no masks, if a mask in the observations has the wrong shape, or if observations or infos
+    have an entry `action_masks`, which nothing would read.
     """
     agents = list(getattr(env, "possible_agents", ()))
     if agents:
@@ -31,6 +33,8 @@ def offers_masks(env: Any) -> bool:
         observation, action = env.observation_space, env.action_space
     if ActionMasks.find(observation, action) is not None:
         return False
+    if isinstance(observation, spaces.Dict) and METHOD in observation.spaces:
+        raise EnvFaultError(f"observations have the entry {METHOD!r}; name a mask {MASK!r}")
     if has_method(env):
         return ActionMasks.find(observation, action, outside=True) is not None
     if not isinstance(action, (spaces.Discrete, spaces.MultiDiscrete)):
@@ -38,8 +42,11 @@ def offers_masks(env: Any) -> bool:
     with keep_random_states():
         result = env.reset(seed=0)
     infos = result[-1] if isinstance(result, tuple) else None
-    all_infos = infos.values() if agents and isinstance(infos, Mapping) else [infos]
-    return any(isinstance(info, Mapping) and MASK in info for info in all_infos)
+    all_infos = list(infos.values()) if agents and isinstance(infos, Mapping) else [infos]
+    names = {name for info in all_infos if isinstance(info, Mapping) for name in info}
+    if METHOD in names and MASK not in names:
+        raise EnvFaultError(f"infos have the entry {METHOD!r}; name a mask {MASK!r}")
+    return MASK in names
 
 
 @contextlib.contextmanager

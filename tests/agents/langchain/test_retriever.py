@@ -58,3 +58,14 @@ async def test_a_call_may_change_fields_on_the_event_loop_too(bank):
     assert len(await BankRetriever(bank=bank).ainvoke("acorns", k=2)) == 2
     with pytest.raises(ValueError, match="k=0"):
         await BankRetriever(bank=bank, k=0).ainvoke("acorns")
+
+
+def test_a_time_selects_what_was_valid_then_and_unknown_fields_are_refused():
+    with MemoryBank(":memory:") as bank:
+        old = bank.add("Vera lives in Lisbon.", observed="2025-01-01")
+        bank.add("Vera lives in Oslo.", observed="2025-09-01", supersedes=old)
+        retriever = BankRetriever(bank=bank, at="2025-06-01")
+        assert [each.page_content for each in retriever.invoke("Vera")] == ["Vera lives in Lisbon."]
+        assert [each.page_content for each in retriever.invoke("Vera", at=None)] == ["Vera lives in Oslo."]
+        with pytest.raises(ValueError, match="when"):
+            BankRetriever(bank=bank, when="2025-06-01")

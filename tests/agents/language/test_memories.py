@@ -33,6 +33,10 @@ from ... import texts
         "Hi, how are you?",
         "How are you doing today?",
         "See you later!",
+        "Thank you so much, that helps!",
+        "Ok, great, thanks!",
+        "You're welcome!",
+        "Hello! How can I assist you today?",
         "你好",
         "你好！谢谢。",
         "再见",
@@ -62,6 +66,9 @@ def test_greetings_and_thanks_are_small_talk(text):
         "你好，我叫小明",
         "谢谢，不要辣",
         "Good night's sleep matters",
+        "nice",
+        "Great, I moved to Rome.",
+        "How can I assist you to Rome?",
         "there",
     ],
 )
@@ -141,3 +148,17 @@ def test_earlier_questions_and_answers_fill_a_third_of_the_results():
     assert select_records([*questions, *facts], 1) == questions[:1]
     assert select_records(chatter, 6) == chatter[:2]
     assert select_records([], 6) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "rest"),
+    [
+        ("What is remembered:", ""),
+        ("What is remembered:\nVera lives in Lisbon.", ""),
+        ("What is remembered:\nVera moved.", "Vera moved."),
+        ("She said: What is remembered: nothing.", "She said: What is remembered: nothing."),
+        ("Vera lives in Lisbon.", "Vera lives in Lisbon."),
+    ],
+)
+def test_the_heading_of_recalled_records_is_removed_from_an_answer(answer, rest):
+    assert remove_copies(answer, (), ["Vera lives in Lisbon."], "What is remembered:") == rest

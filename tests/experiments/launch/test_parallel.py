@@ -25,7 +25,5 @@ def test_the_remaining_time_counts_all_runs_and_only_the_steps_trained_now(tiny,
 
 def test_differing_settings_are_named(tiny, tmp_path):
     Run.create(tiny(), tmp_path / "run")
-    with pytest.raises(
-        UsageError, match=r"other settings: seed is 3 here and 0 there; use the same"
-    ):
+    with pytest.raises(UsageError, match=r"other settings: seed is 3 here and 0 there; use the same"):
         prepare(tiny(seed=3), tmp_path / "run")

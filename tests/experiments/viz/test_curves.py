@@ -166,7 +166,7 @@ def test_a_run_without_a_finished_episode_is_left_out(tiny, tmp_path, draw_figur
     assert axes.get_ylabel() == curves.LABELS["charts/success"]
     assert "gru" in [line.get_label() for line in axes.lines]
     assert f"{runs[1].path} is not drawn: no episode has ended yet" in caplog.text
-    with pytest.raises(ValueError, match=r"no metric 'charts/episodic_return'; it has charts/SPS"):
+    with pytest.raises(ValueError, match=r"1: no training episode has ended yet, so there is no"):
         draw_figure(plot_runs, runs[1:])
 
 

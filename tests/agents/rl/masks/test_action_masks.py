@@ -455,6 +455,22 @@ def test_the_mask_is_dropped_from_nested_spaces_only_where_it_stands():
     assert drop_mask(x) is x
 
 
+@pytest.mark.parametrize("place", ["observations", "infos"])
+def test_a_mask_whose_name_is_a_plural_is_refused(place):
+    class Plural(gymnasium.Env):
+        action_space = spaces.Discrete(2)
+        observation_space = spaces.Discrete(2)
+
+        def reset(self, seed=None, options=None):
+            return 0, {"action_masks": np.array([1, 0])}
+
+    env = Plural()
+    if place == "observations":
+        env.observation_space = spaces.Dict(x=spaces.Discrete(2), action_masks=spaces.MultiBinary(2))
+    with pytest.raises(EnvFaultError, match=f"{place} have the entry 'action_masks'; name a mask"):
+        offers_masks(env)
+
+
 def test_taxi_never_takes_a_step_without_effect():
     envs = SyncVectorEnv([lambda: gymnasium.make("Taxi-v3")] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
     policy = build(envs)
