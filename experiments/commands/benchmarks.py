@@ -22,18 +22,19 @@ from scrubjay.experiments.lm.kagentbench import WEIGHTS, join, score
 from scrubjay.experiments.lm.models import open_chat_model
 from scrubjay.experiments.lm.options import (
     AgreementOptions,
+    CostOptions,
     HaystackOptions,
-    MeasureOptions,
     PerplexityOptions,
     SpeedOptions,
 )
 from scrubjay.experiments.progress import GracefulInterrupt, ProgressLines
 
-MEASUREMENTS: dict[str, tuple[str, type[MeasureOptions]]] = {
+MEASUREMENTS: dict[str, tuple[str, type[Any]]] = {
     "perplexity": ("perplexity of a streamed text by position, with time and memory", PerplexityOptions),
     "haystack": ("needle retrieval by length and depth, and RULER tasks", HaystackOptions),
     "speed": ("time per token after contexts of several lengths", SpeedOptions),
     "agreement": ("agreement of each policy with the full cache", AgreementOptions),
+    "cost": ("predicted time and memory of each policy, without a text", CostOptions),
 }
 """Description and options class by measurement; `run_NAME` in `scrubjay.experiments.lm.NAME` runs it."""
 

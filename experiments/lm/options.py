@@ -303,3 +303,46 @@ class SpeedOptions(MeasureOptions):
     def list_methods(self, length: int) -> list[str]:
         """Return the names of the methods that are measured after a context of `length` tokens."""
         return [RECOMPUTE, *(m for m in self.methods if m != "full" or length <= self.full_until)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostOptions:
+    """Predict time and memory of each policy and budget, and recommend one within limits.
+
+    Two constants of the machine are fitted to measured times. Without --rows, two times are measured first.
+    """
+
+    prompt: int = 4096
+    """Number of tokens of the prompt."""
+    generate: int = 256
+    """Number of tokens of an answer."""
+    answers: int = 1
+    """Number of answers to the same prompt, generated together."""
+    latency: float | None = None
+    """Largest time per generated token, in ms of processor time."""
+    memory: float | None = None
+    """Largest size of the caches, in MiB."""
+    rows: tuple[Path, ...] = ()
+    """Folders of `scrubjay longcontext speed`, whose times the constants are fitted to."""
+    model: str = "smollm2"
+    """Model name (smollm2), or a folder or GGUF file of a causal language model."""
+    dtype: str = "float32"
+    """Data type of the model: float32 or bfloat16."""
+    out: Path = Path("runs/cost")
+    """Output directory of table.md."""
+
+    def start(self) -> PreTrainedModel:
+        """Check the options and return the model. Raises ValueError on invalid options."""
+        import torch
+
+        from scrubjay.memory import context
+
+        for name in ("prompt", "generate", "answers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("latency", "memory"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name}={limit}: must be positive")
+        context.check_dtype(self.dtype)
+        return context.load_model(self.model, getattr(torch, self.dtype), under_policy=True)[0]

@@ -21,7 +21,7 @@ from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.resources import stopwatch
 from scrubjay.memory import context
 
-_ROW = {"context": int, "method": str, "repeat": int, "wall": float, "cpu": float, "cache_bytes": int}
+ROW = {"context": int, "method": str, "repeat": int, "wall": float, "cpu": float, "cache_bytes": int}
 
 
 def run_speed(options: SpeedOptions, command: str) -> list[Path]:
@@ -34,7 +34,7 @@ def run_speed(options: SpeedOptions, command: str) -> list[Path]:
 
     model, tokenizer = options.start()
     tokens = options.excerpt(tokenizer, max(options.contexts) + options.steps * options.repeats)
-    records = Records(options.out / "turns.jsonl", _ROW)
+    records = Records(options.out / "turns.jsonl", ROW)
     _measure(model, tokens, options, records)
     rows = [row for row in records.rows if row["context"] in options.contexts]
     table = write_table(options.out, command, _table(rows, options))

@@ -120,7 +120,8 @@ def _header(runs: Sequence[Run], command: str) -> str:
         scores += "; with fewer than 4 seeds, the mean and the range of the seeds." if counts[0] < 4 else "."
     if counts[-1] == 1:
         scores = "Scores are from a single seed; other seeds may differ."
-    names = {run.config.recipe: run.config.env.id for run in runs if run.config.recipe in ("ppo", "team")}
+    configs: list[Any] = [run.config for run in runs if run.config.recipe in ("ppo", "team")]
+    names = {config.recipe: config.env.id for config in configs}
     tasks = "".join(f" The recipe {recipe} is `{one_line(name)}`." for recipe, name in names.items())
     return (
         f"`{command}`\n\n"
