@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,10 +52,10 @@ class ModelSizes:
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelSizes:
         """Return the sizes of a model."""
-        cache: Any = context.PolicyCache(context.make(FULL), model)
+        cache = context.PolicyCache(context.make(FULL), model)
         with torch.no_grad():
             model(torch.zeros(1, 1, dtype=torch.long, device=model.device), cache=cache)
-        return cls(sum(weight.numel() for weight in model.parameters()), cache.shape)
+        return cls(sum(weight.numel() for weight in model.parameters()), cache.shape())
 
 
 @dataclass(frozen=True)
