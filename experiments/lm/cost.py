@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.files import read_object
+from scrubjay.experiments.files import own_folder, read_object
 from scrubjay.experiments.lm.options import FULL, RECOMPUTE, CostOptions
 from scrubjay.experiments.lm.reading import read
 from scrubjay.experiments.lm.speed import ROW
@@ -186,6 +186,7 @@ def run_cost(options: CostOptions, command: str) -> list[Path]:
         about = "Two constants were fitted to two times that were measured now, under `full`."
     workload = Workload(options.prompt, options.generate, options.answers)
     candidates = rank_candidates(sizes, machine, workload)
+    own_folder(options.out)
     sections = [about, describe_recommendation(candidates, options), tabulate(candidates, options)]
     path = write_table(options.out, command, *sections)
     print("\n\n".join(sections))
