@@ -17,6 +17,7 @@ from scrubjay.experiments.statistics import (
 def test_interquartile_mean_by_hand():
     assert interquartile_mean([100, 1, 2, 3, 4, 5, 6, -50]) == pytest.approx((2 + 3 + 4 + 5) / 4)
     assert interquartile_mean([0, 0, 3]) == pytest.approx(1)
+    assert np.isnan(interquartile_mean([np.nan, 0, 0, 3]))
     with pytest.raises(ValueError, match="no scores"):
         interquartile_mean([])
 
