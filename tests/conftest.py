@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -65,18 +66,33 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
+PLACES: defaultdict[tuple[str, int], dict[str, int]] = defaultdict(dict)
+"""The places of the values of each parameter of a test."""
+
+
+def pytest_itemcollected(item):
+    """Mark all but one in n of a test `one_in(n)` as the matrix, or with `one_in(n, rest="slow")` as slow.
+
+    The sum of the places of the values decides, so that each value is among those that run.
+    """
+    marks = list(item.iter_markers("one_in"))
+    place = 0
+    # `callspec.indices` only counts the combinations, and pytest-randomly shuffles the tests later.
+    for number, value in enumerate(item.callspec._idlist if marks else ()):
+        places = PLACES[item.nodeid.partition("[")[0], number]
+        place += places.setdefault(value, len(places))
+    for mark in marks:
+        if place % mark.args[0]:
+            item.add_marker(mark.kwargs.get("rest", "matrix"))
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Mark all but one in n of a test `one_in(n)` as the matrix, and the matrix as slow; sort the tests.
+    """Mark the matrix as slow and sort the tests.
 
     What takes a minute runs first: at the end it would keep one process busy.
     """
     for item in items:
-        one_in = item.get_closest_marker("one_in")
-        # Each value of each parameter is among those that run.
-        is_left_out = one_in is not None and sum(item.callspec.indices.values()) % one_in.args[0]
-        if is_left_out:
-            item.add_marker("matrix")
         if item.get_closest_marker("matrix"):
             item.add_marker("slow")
     items.sort(key=lambda item: item.path.name not in LONGEST)
