@@ -120,6 +120,7 @@ def uses() -> list[tuple[str, Module, Use, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_foreign_data_enters_through_the_table(uses):
     faults = [
         f"{path}:{use.line}: {name}: {fault}"

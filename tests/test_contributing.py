@@ -85,6 +85,7 @@ def test_the_memory(snippets, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_context_policy(snippets, monkeypatch):
     from scrubjay.memory.context import registry
 

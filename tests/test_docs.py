@@ -73,13 +73,32 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 # Unpacking the real model takes longer than all other snippets. Tests of the chat model cover it.
 REAL = "smollm2"
 
+MATRIX = {
+    "python": ("docs/index.md", "docs/guide/language.md", "docs/guide/long-documents.md"),
+    "sh": (
+        "docs/choose.md",
+        "docs/guide/environments.md",
+        "docs/guide/evaluate.md",
+        "docs/guide/looking.md",
+        "docs/guide/ray.md",
+        "docs/guide/sweeps.md",
+        "docs/guide/teams.md",
+        "docs/guide/train.md",
+    ),
+}
+"""Pages whose long snippets only `make docs-check` and `make test-all` run. CI runs those of the others."""
+
+
+def mark(document: str, language: str) -> pytest.MarkDecorator:
+    return pytest.mark.matrix if document in MATRIX[language] else pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("document", "whole"),
     [
         ("README.md", False),
         *(
-            pytest.param(page, True, marks=pytest.mark.slow)
+            pytest.param(page, True, marks=mark(page, "python"))
             for page in with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "python")
         ),
     ],
@@ -129,9 +148,14 @@ def test_release_notes_are_short():
         assert len(release.splitlines()) <= 130
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("document", with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "sh"))
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(page, marks=mark(page, "sh"))
+        for page in with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "sh")
+    ],
+)
 def test_shell_snippets_run(document, tmp_path):
     write_files(document, tmp_path)
     for snippet, expected in with_outputs(document, "sh"):

@@ -120,6 +120,7 @@ def test_no_public_function_has_the_name_of_a_module_of_its_face(package):
     assert below.isdisjoint(module.__all__)
 
 
+@pytest.mark.slow
 def test_a_package_is_loaded_at_its_first_use():
     code = (
         "import sys, scrubjay; assert scrubjay.memory.make('none', dim=8).dim == 8; "

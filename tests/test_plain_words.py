@@ -79,7 +79,7 @@ def test_a_bad_file_fails(tmp_path, plain_words, monkeypatch, capsys):
     assert "bad.py:1: What it is." in out
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_round_of_samples_is_reproducible():
     command = [sys.executable, str(TESTS / "sample_texts.py"), "7"]
     first, second = (

@@ -46,6 +46,7 @@ def member(node: ast.AST, name: str) -> ast.AST | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["modules", "names", "fields"])
 def test_new_names_exist_and_old_names_do_not(table):
     assert TABLES[table]
@@ -54,6 +55,7 @@ def test_new_names_exist_and_old_names_do_not(table):
     assert [old for old in TABLES[table] if find(old) is not None and old not in moved_back] == []
 
 
+@pytest.mark.slow
 def test_new_arguments_exist():
     assert TABLES["arguments"]
     for new in TABLES["arguments"].values():

@@ -19,6 +19,7 @@ def places(plot):
     return np.arange(plot.TOKENS)[None], ends
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", context.list_policies())
 def test_future_tokens_are_not_retained_and_the_newest_token_is_read(name, plot):
     token, ends = places(plot)
@@ -36,6 +37,7 @@ def test_a_window_is_the_last_tokens_and_sinks_are_the_first_as_well(plot):
     assert ((plot.mark_tokens("sinks") == 2) == (last | (token < first) & there)).all()
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("name", ["full", "chunks", "recycled"])
 def test_some_lose_nothing(name, plot):
     token, ends = places(plot)

@@ -129,6 +129,7 @@ def test_memoryless_policies_have_their_closed_form(cards):
         np.testing.assert_allclose(returns, 2 * success - 1, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cards", [4, 8])
 def test_no_memoryless_policy_is_better(cards):
     """Enumerate all policies over the four observations of the playback and all packs."""

@@ -159,6 +159,7 @@ def test_gymnasium_checker_finds_nothing(env_id, options, render_mode):
     env.close()
 
 
+@pytest.mark.one_in(3)
 @every_case
 def test_same_seed_same_episodes_other_seed_others(env_id, options):
     def play(seed):
@@ -187,6 +188,7 @@ def test_a_generator_set_by_the_user_is_obeyed(env_id, options):
     np.testing.assert_array_equal(play(env), play(make_single(env_id, options)))
 
 
+@pytest.mark.one_in(9, rest="slow")
 @pytest.mark.one_in(3)
 @every_case
 @pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -216,6 +218,7 @@ def test_batch_equals_sync_vector_env_in_every_mode(env_id, options, mode, seed)
             assert_same(ours.reset(seed=seeds), sync.reset(seed=seeds))
 
 
+@pytest.mark.one_in(5)
 @every_id
 @pytest.mark.parametrize(
     "wrapper",
@@ -250,6 +253,7 @@ def test_sync_mode_of_make_vec_works(env_id, options):
     env.close()
 
 
+@pytest.mark.one_in(6, rest="slow")
 @pytest.mark.one_in(2)
 @every_case
 @settings(max_examples=4, deadline=None)
@@ -296,6 +300,7 @@ def test_state_knows_a_generator_set_by_the_user(env_id, kind, reset_since):
         np.testing.assert_array_equal(play(target), future)
 
 
+@pytest.mark.one_in(9, rest="slow")
 @pytest.mark.one_in(3)
 @every_case
 @pytest.mark.parametrize("mode", list(AutoresetMode))

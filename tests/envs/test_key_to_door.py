@@ -165,6 +165,7 @@ def play(env, policy):
     raise AssertionError("the horizon did not end the episode")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     colours=st.sampled_from(list(DOOR_COLUMNS)),
@@ -210,6 +211,7 @@ def test_with_memory_success_is_one(colours, distract):
         assert abs((rich & ~poor).mean() - 0.5) < 5 * np.sqrt(0.25 / 400)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("colours", [2, 3, 8])
 @pytest.mark.parametrize(

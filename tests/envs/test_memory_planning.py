@@ -196,6 +196,7 @@ def read_score_table():
     return table
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("setting", "size", "max_steps"), [(0, 4, 100), (1, 3, 50), (2, 2, 20)])
 @pytest.mark.parametrize(
     ("player", "make_policy"),

@@ -108,7 +108,7 @@ def test_equals_the_slow_reference(length, active, seed, actions):
 
 
 @pytest.mark.parametrize("active", [False, True])
-@pytest.mark.parametrize("length", [1, 2, 13, 10_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [1, 2, 13, 10_000, pytest.param(1_000_000, marks=pytest.mark.matrix)])
 def test_with_memory_return_and_success_are_one(length, active):
     env = batch_with_both_cues(length, active)
     cue = np.zeros(2)

@@ -42,6 +42,7 @@ def make(tiny, robots):
     return make
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize("kind", ["nested", "half"])
 @pytest.mark.parametrize("deviation", ["constant", "state"])
 def test_a_run_trains_and_its_policy_acts_in_the_space(kind, deviation, make, tmp_path):
@@ -82,6 +83,7 @@ def test_commands_train_evaluate_and_show_a_module_of_the_user(kind, robots, her
     assert policy.action_space == EnvConfig("robots:Robot", {"kind": kind}).spaces().action
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_nested_actions_equals_one_without_a_stop(make, tmp_path, assert_same):
     config = make("nested", auxiliary=("next_observation",))
     config = dataclasses.replace(config, learner=PPOConfig(1, num_minibatches=2, auxiliary_coefficient=0.5))
@@ -105,7 +107,7 @@ def test_an_exported_program_has_the_actions_of_the_policy(kind, form, deviation
     assert export(policy, tmp_path / "policy") <= 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_policy_learns_nested_actions_and_the_numbers_of_a_half_bounded_box(make, tmp_path):
     for kind, best in (("goal", 5.0), ("far", 5.0)):
         config = make(kind)

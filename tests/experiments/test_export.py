@@ -17,9 +17,9 @@ from scrubjay.memory import list_memories, make_config
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
 
 
-# Law 8, in test_conformance.py, traces and exports the step of every memory; these are written and read as
-# well.
-SAVED = ("none", "gru", "hcam", "titans_mac")
+# Law 8, in test_conformance.py, traces and exports the step of every memory; those of one memory of each
+# package are written and read as well.
+FAMILIES = {type(make_config(name)).__module__.split(".")[2]: name for name in reversed(list_memories())}
 
 
 def make_policy(memory: str, observation_space: gymnasium.Space = VECTOR, **fields: Any) -> Policy:
@@ -31,7 +31,7 @@ def make_policy(memory: str, observation_space: gymnasium.Space = VECTOR, **fiel
 @pytest.mark.parametrize(
     "memory",
     [
-        pytest.param(name, marks=[] if name == "titans_mac" else [pytest.mark.slow])
+        pytest.param(name, marks=pytest.mark.slow if name in FAMILIES.values() else pytest.mark.matrix)
         for name in list_memories()
     ],
 )
@@ -52,9 +52,10 @@ def test_dict_observations_can_be_exported(tmp_path):
     assert export_torch(make_policy("gru", space), tmp_path / "policy.pt2") <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
-    ["torch", pytest.param("onnx", marks=[pytest.mark.slow, pytest.mark.requires("onnx", "onnxscript")])],
+    ["torch", pytest.param("onnx", marks=pytest.mark.requires("onnx", "onnxscript"))],
 )
 def test_statistics_and_a_separate_critic_can_be_exported(form, tmp_path):
     policy = make_policy("gru", separate_critic=True, normalize_observations=True)
@@ -64,9 +65,10 @@ def test_statistics_and_a_separate_critic_can_be_exported(form, tmp_path):
     assert export(policy, tmp_path / "policy") <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
-    ["torch", pytest.param("onnx", marks=[pytest.mark.slow, pytest.mark.requires("onnx", "onnxscript")])],
+    ["torch", pytest.param("onnx", marks=pytest.mark.requires("onnx", "onnxscript"))],
 )
 def test_bytes_of_pictures_can_be_exported(form, tmp_path):
     space = gymnasium.make("scrubjay.envs:scrubjay/Ballet-v0", dtype="uint8").observation_space
@@ -77,13 +79,15 @@ def test_bytes_of_pictures_can_be_exported(form, tmp_path):
 # A GRU's is made of pictures above.
 @pytest.mark.requires("onnx", "onnxscript")
 @pytest.mark.parametrize(
-    "memory", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "hcam"))]
+    "memory",
+    ["none", pytest.param("gru", marks=pytest.mark.matrix), pytest.param("hcam", marks=pytest.mark.slow)],
 )
 def test_the_onnx_model_is_the_policy(memory, tmp_path):
     assert export_onnx(make_policy(memory), tmp_path / "policy.onnx") <= 1e-4
     assert (tmp_path / "policy.onnx").exists()
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize(("change", "message"), [(1.0, r"1\.0e\+00"), (math.nan, "nan")])
 def test_a_wrong_program_is_caught(change, message, tmp_path, monkeypatch):
     policy, other = make_policy("gru"), make_policy("gru")

@@ -82,6 +82,7 @@ def attack(number: int, finished_runs: Sequence[Path], folder: Path, num_command
     return faults
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("number", range(12))
 def test_a_hostile_run_is_refused_in_a_line(number, finished_run, tmp_path):
     assert not attack(number, [finished_run.path], tmp_path / "here", 1)
@@ -91,7 +92,7 @@ def test_a_hostile_run_is_refused_in_a_line(number, finished_run, tmp_path):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "first",
-    [pytest.param(first, marks=[] if first < 140 else pytest.mark.matrix) for first in range(100, 400, 20)],
+    [pytest.param(first, marks=[] if first < 120 else pytest.mark.matrix) for first in range(100, 400, 20)],
 )
 def test_many_hostile_runs_are_refused(first, finished_runs, tmp_path):
     faults = []
@@ -134,6 +135,7 @@ def run_refused(arguments: list[str], folder: Path) -> str:
     return result.err
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("content", [b"\xff\xfe{}", b"\0" * 5000, b"[" * 100_000, b"[]", b"{}"], ids=range(5))
 def test_an_invalid_environment_file_is_an_error(content, untrusted_run, expect_refusal):
     (untrusted_run / "environment.json").write_bytes(content)
@@ -158,6 +160,7 @@ def test_pipes_and_endless_files_are_not_read(odd, untrusted_run, expect_refusal
             assert f"run/{name} has 1,099,511,627,776 bytes" in expect_refusal("plot")
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("command", ["eval", "play"])
 @pytest.mark.parametrize(
     ("space", "message"),
@@ -184,6 +187,7 @@ def test_spaces_beside_a_known_environment_are_compared_with_it(
     assert message in expect_refusal(command)
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
@@ -205,6 +209,7 @@ def test_a_policy_is_built_only_as_large_as_its_weights(place, value, message, u
         assert message in line
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_policy_is_bounded(tiny, tmp_path):
     trained_run = train(tiny("hcam", total_steps=32, eval_episodes=0), tmp_path / "run")
     rewrite(trained_run.path, "config.json", "policy", "memory", "num_chunks", value=10**8)
@@ -218,6 +223,7 @@ def test_the_memory_of_a_policy_is_bounded(tiny, tmp_path):
         _ = Run.load(trained_run.path).policy
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize(
     ("place", "value"),
     [
@@ -239,6 +245,7 @@ def test_training_is_refused_before_it_allocates_too_much(
     assert f"{value}" in line.replace(",", "") or "of shape [" in line
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize(
     ("env", "limit"),
     [
@@ -266,6 +273,7 @@ def test_the_best_responses_of_a_team_have_the_same_bounds(finished_runs, tmp_pa
     assert "env.num_envs=4,097: the limit for an untrusted run is 4,096" in line
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("name", ["model.safetensors", "training.pt"])
 @pytest.mark.parametrize("command", ["eval", "export", "play", "resume"])
 def test_files_larger_than_the_config_implies_are_not_read(name, command, untrusted_run, expect_refusal):
@@ -276,6 +284,7 @@ def test_files_larger_than_the_config_implies_are_not_read(name, command, untrus
     assert f"{name} has 42,949,672,960 bytes: its config implies at most " in line
 
 
+@pytest.mark.slow
 def test_runs_of_all_kinds_are_within_the_limits(finished_runs, monkeypatch):
     monkeypatch.setattr(checkpoint, "_SMALL", 0)  # compare the sizes of small files, too
     for path in (*finished_runs, Path(__file__).parent / "runs" / "stored" / "run"):
@@ -292,6 +301,7 @@ def test_initial_weights_larger_than_the_config_implies_are_not_read(untrusted_r
     assert "initial.safetensors has 42,949,672,960 bytes: its config implies" in expect_refusal("resume")
 
 
+@pytest.mark.slow
 def test_a_team_and_a_supervised_run_have_bounds_too(finished_runs, tmp_path):
     for source, place, value in (
         (finished_runs[2], ("env", "kwargs", "num_uavs"), 10**6),
@@ -308,6 +318,7 @@ def test_a_team_and_a_supervised_run_have_bounds_too(finished_runs, tmp_path):
         shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_the_time_of_a_command_is_bounded(untrusted_run, tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "CPU_SECONDS", 1)
     rewrite(untrusted_run, "config.json", "env", "kwargs", "corridor_length", value=10**6)
@@ -316,6 +327,7 @@ def test_the_time_of_a_command_is_bounded(untrusted_run, tmp_path, monkeypatch):
     assert "took more than 1 s of CPU time; add --trust to lift the limit" in result.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_untrusted_names_print_no_control_characters(untrusted_run, tmp_path):
     rewrite(untrusted_run, "config.json", "recipe", value=NAME)
     rewrite(untrusted_run, "config.json", "total_steps", value=384)

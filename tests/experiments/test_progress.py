@@ -181,6 +181,7 @@ def stop(act, number, after=lambda: None):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     "hang", [lambda: time.sleep(600), loop, wait_for_itself, ignore_every_error, wait_for_a_process]

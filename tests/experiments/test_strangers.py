@@ -94,6 +94,7 @@ def expect_refusal(here, tmp_path):
     return run
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("command", ENV_COMMANDS, ids=lambda command: command[0])
 @pytest.mark.parametrize(("name", "kwargs"), NAMES)
 def test_an_environment_that_only_the_file_names_is_not_made(
@@ -233,6 +234,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.one_in(5, rest="slow")
 @pytest.mark.parametrize("command", WRITERS, ids=" ".join)
 def test_no_command_changes_a_file_that_has_another_name(command, untrusted_run, here, tmp_path):
     rewrite(untrusted_run)
@@ -246,6 +248,7 @@ def test_no_command_changes_a_file_that_has_another_name(command, untrusted_run,
     assert digests(backup) == before
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("name", ["step_x", "step_..", "step_-1", "step_1 ", "step_" + "9" * 30, "step_٣"])
 def test_folders_with_other_names_are_no_checkpoints(name, untrusted_run, here):
     rewrite(untrusted_run)
@@ -308,6 +311,7 @@ class Odd(gymnasium.Env):
         return int(self.generator.integers(5))
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize("trust", [False, True])
 def test_a_state_that_is_not_plain_data_is_restored_only_with_trust(
     trust, tiny, tmp_path, monkeypatch, caplog, assert_same

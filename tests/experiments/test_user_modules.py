@@ -27,7 +27,7 @@ register("mine", OwnConfig)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_memory_of_a_user_module_is_registered(scrubjay, tmp_path, monkeypatch):
     """The module is imported in the processes of `compare` and when a run is loaded."""
     (tmp_path / "my_memory.py").write_text(OWN_MEMORY)
@@ -142,6 +142,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize(
     "what", ["popgym:popgym-RepeatPreviousEasy-v0", "minigrid:MiniGrid-MemoryS7-v0", "recipe"]
 )
@@ -224,7 +225,7 @@ def test_workers_import_nothing_of_the_current_folder_that_the_driver_does_not(t
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_workers_find_modules_of_the_user_behind_installed_ones(tmp_path):
     (tmp_path / "walk.py").write_text(OWN_ENVIRONMENT)
     (tmp_path / "beside.py").write_text("STEPS = 4\n")

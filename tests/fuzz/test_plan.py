@@ -125,7 +125,7 @@ def test_progress_is_kept_and_belongs_to_a_seed(tmp_path):
         load_progress(tmp_path, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.timeout(1800)
 def test_honest_samples_pass_every_target(samples, tmp_path):
     faults, read = [], set()
@@ -166,7 +166,7 @@ def test_every_mutator_changes_a_file_for_which_it_is_made(samples, tmp_path, mo
     assert not idle
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_run_continues_after_ctrl_c(tmp_path):
     words = [
         sys.executable,

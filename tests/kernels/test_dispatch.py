@@ -102,6 +102,7 @@ def test_an_implementation_is_found_while_torch_compiles(implementation, monkeyp
     torch.testing.assert_close(compile_retrieve(arguments["query"]), retrieve(arguments["query"]))
 
 
+@pytest.mark.slow
 def test_an_import_of_the_kernels_does_not_import_the_compiler():
     code = "import sys, scrubjay.kernels.retrieval.op; sys.exit('torch._dynamo' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -153,8 +153,10 @@ FAMILIES = {
 }
 """One memory of each package of `scrubjay.memory`. `make test-all` runs the long tests of all memories."""
 
-MILLION = ("hcam", "gru", "moneta", "lru")
-"""Memories whose million steps run in CI: one that stores, a recurrence, an optimizer and a scan."""
+MILLION = ("hcam", "gru")
+"""Memories whose million steps run in CI: one that stores, and a recurrence."""
+MACHINE_CODE = ("hcam", "lru", "titans")
+"""Memories compiled to machine code in CI: one that stores, a scan, and one whose weights learn."""
 
 CASES = [
     pytest.param(name, fields, id=f"{name}-{format_fields(fields)}")
@@ -163,6 +165,7 @@ CASES = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [name for name in memory.list_memories() if name != "none"])
 def test_gradients_may_be_computed_under_autocast(name):
     module = memory.make(name, dim=16)
@@ -195,10 +198,10 @@ def is_first(name, fields):
 
 
 def mark_laws(name, fields):
-    """Return the marks: first sizes always run, small ones and the default ones of FAMILIES in CI."""
+    """Return the marks: first sizes run in CI, those of FAMILIES always; other sizes are the matrix."""
     if is_first(name, fields):
-        return []
-    return pytest.mark.slow if is_small(name, fields) or name in FAMILIES.values() else pytest.mark.matrix
+        return [] if name in FAMILIES.values() else pytest.mark.slow
+    return pytest.mark.matrix
 
 
 def count_steps(name, fields):
@@ -247,16 +250,15 @@ def test_laws_hold_for_other_random_data(name, fields):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        *(case for case in CASES if is_small(*case.values)),
-        *(
-            pytest.param(
-                name,
-                {},
-                id=f"{name}-default",
-                marks=pytest.mark.matrix if name in SIZES and name not in FAMILIES.values() else [],
-            )
-            for name in memory.list_memories()
-        ),
+        pytest.param(
+            *case.values,
+            id=case.id,
+            marks=[]
+            if is_first(*case.values) and case.values[0] in FAMILIES.values()
+            else pytest.mark.matrix,
+        )
+        for case in CASES
+        if is_small(*case.values) or not case.values[1]
     ],
 )
 def test_laws_hold_under_autocast(name, fields):
@@ -268,11 +270,17 @@ def test_laws_hold_under_autocast(name, fields):
 # Layers are alike, and a stack's step is that of its parts.
 TRACED_SMALL = {"gtrxl": {"num_layers": 1}, "sink": {"num_layers": 1}, "stack": SIZES["stack"][-1]}
 
+TRACED_IN_CI = ("gated_delta", "hcam", "sink")
+"""Memories whose step is traced in CI beside `lru`. CI also exports policies with one of each package."""
+
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in ("gated_delta", "hcam", "lru", "sink") else pytest.mark.slow)
+        pytest.param(
+            name,
+            marks=[] if name == "lru" else pytest.mark.slow if name in TRACED_IN_CI else pytest.mark.matrix,
+        )
         for name in memory.list_memories()
     ],
 )
@@ -288,7 +296,7 @@ TRACED = [
         name,
         fields,
         id=f"{name}-{format_fields(fields)}",
-        marks=[] if name in FAMILIES.values() and not fields else pytest.mark.matrix,
+        marks=[] if name in MACHINE_CODE and not fields else pytest.mark.matrix,
     )
     for name in memory.list_memories()
     for fields in [{}, *(SIZES["stack"] if name == "stack" else [])]
@@ -321,6 +329,7 @@ def test_impossible_widths_are_named(name, dim):
         memory.make(name, dim=dim)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", memory.list_memories())
 def test_state_dict_round_trip_and_double(name):
     first, second = memory.make(name, dim=8), memory.make(name, dim=8)
@@ -350,6 +359,7 @@ def test_wrong_shapes_are_named(name):
         module(torch.zeros(2, 3, 8), module.initial_state(2), torch.zeros(2, 4, dtype=torch.bool))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", memory.list_memories())
 def test_huge_values_have_the_effect_that_they_have_in_single_steps(name):
     torch.manual_seed(0)
@@ -373,6 +383,7 @@ def test_huge_values_have_the_effect_that_they_have_in_single_steps(name):
     torch.testing.assert_close(y[2], expected[2], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("name", "fields"), CASES)
 def test_gradients_may_come_in_batches(name, fields):
     torch.manual_seed(0)
@@ -448,6 +459,7 @@ class RunningMax(memory.Memory):
         return largest.to(x.dtype), {"largest": largest}
 
 
+@pytest.mark.slow
 def test_a_memory_with_only_a_step_obeys_the_laws_even_if_its_state_starts_infinite():
     torch.manual_seed(0)  # some weights leave every maximum as it was after the one step that law 9 takes
     memory.check_memory(RunningMaxConfig(dim=8).build())

@@ -175,7 +175,7 @@ def test_bfloat16_keeps_a_float32_state_and_finite_gradients(config_class):
             assert tensor.grad.any()
 
 
-@pytest.mark.slow  # law 8, which the default suite tests in test_conformance.py
+@pytest.mark.matrix  # law 8, which test_conformance.py tests
 @both
 def test_step_compiles_and_exports_with_dynamic_batch(config_class):
     memory = build(config_class, torch.float32)

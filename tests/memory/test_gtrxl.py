@@ -139,7 +139,7 @@ def test_bfloat16_keeps_a_float32_state_and_finite_gradients():
         assert tensor.grad.any(), name
 
 
-@pytest.mark.slow  # law 8, which the default suite tests in test_conformance.py
+@pytest.mark.matrix  # law 8, which test_conformance.py tests
 def test_step_compiles_and_exports_with_dynamic_batch():
     memory = build(torch.float32)
     x, state, start = random_case(memory, 0.5)

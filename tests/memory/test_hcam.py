@@ -86,6 +86,7 @@ class Oracle:
         return block.out(total)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10_000),

@@ -11,6 +11,7 @@ def test_a_package_loads_neither_torch_nor_its_own_modules(package, modules_afte
     assert not [name for name in module_names if name.startswith(f"scrubjay.memory.{package}.")]
 
 
+@pytest.mark.slow
 def test_naming_the_error_loads_the_laws_but_not_the_checker(modules_after):
     module_names = modules_after("from scrubjay.memory.contract import MemoryLawError")
     assert "scrubjay.memory.contract.laws" in module_names

@@ -102,6 +102,7 @@ def test_a_key_is_recalled_by_what_was_written_with_it(name, net, least):
     assert min(cosines) > least
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_memory_that_forgot_for_long_learns_like_a_newborn(name):
     module = build(name, **PAPER)
@@ -238,7 +239,7 @@ def test_weights_to_an_output_are_positive_and_sum_up_to_the_root_of_the_width(n
     assert state["anchor_0"].any()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("forgets_to", ["born", "uniform"])
 @pytest.mark.parametrize("net", [{}, {"depth": 2, "residual": True, "norm": True}], ids=["matrix", "paper"])
 @torch.no_grad()

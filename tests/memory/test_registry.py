@@ -47,6 +47,7 @@ def test_registering_another_object_than_a_config_class_is_refused():
     assert "leaky" not in memory.list_memories()
 
 
+@pytest.mark.slow
 def test_a_memory_is_imported_at_the_first_use_of_its_name():
     code = (
         "import sys; from scrubjay import memory; "
@@ -99,6 +100,8 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_of_papers_learn(name):
     torch.manual_seed(0)

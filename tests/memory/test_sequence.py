@@ -25,6 +25,7 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("memory", "sinks"), [*((name, 0) for name in list_memories()), ("gru", 2), ("sink", 1), ("hcam", 5)]
 )
@@ -105,6 +106,7 @@ def test_causal_and_rows_are_independent(memory):
     assert not torch.equal(other[0, 12:], logits[0, 12:])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("memory", list_memories())
 def test_generation_is_the_argmax_of_the_forward_pass_on_what_was_generated(memory):
     model, prompt = make(memory), draw(2, 5)
@@ -157,6 +159,7 @@ def test_impossible_generation_is_named(arguments, options, message):
         make().generate(*arguments, **options)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("memory", list_memories())
 def test_state_is_counted_and_gradients_reach_all(memory):
     model = make(memory)

@@ -100,6 +100,7 @@ def test_a_stack_of_what_remembers_nothing_remembers_nothing():
     torch.testing.assert_close(module(x.flip(1), {}, start)[0].flip(1), y)
 
 
+@pytest.mark.slow
 def test_a_read_is_the_sum_over_parts_that_retrieve():
     module, (x, _) = build_stack(StackConfig(DIM, (HCAM, GRU, INNER))), draw_inputs()
     assert module.retrieves

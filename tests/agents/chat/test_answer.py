@@ -17,6 +17,7 @@ from .talking import read
 pytestmark = pytest.mark.requires("transformers", "llguidance")
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None, max_examples=8)
 def test_a_stop_sequence_cuts_the_answer_where_it_begins(tiny_chat, data):

@@ -49,6 +49,7 @@ def test_a_policy_that_cannot_go_back_reads_again(chat):
     assert read(second) == 0
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("thread", [None, "anna"])
 @pytest.mark.parametrize("policy", ["full", "sinks", "chunks", "recycled", "snapkv"])
 def test_a_prompt_that_begins_as_another_did_reads_the_rest_and_answers_the_same(chat, policy, thread):
@@ -77,6 +78,7 @@ def test_a_prompt_that_begins_as_another_did_reads_the_rest_and_answers_the_same
     assert model.invoke(going_on, config).text == fresh.invoke(going_on).text
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.lists(st.sampled_from(["Rain.", "Sun?", "No, it is snow that fell."]), min_size=1, max_size=4),

@@ -138,6 +138,7 @@ def test_the_default_budget_is_that_of_the_model(chat, tiny_chat):
     assert model.invoke("Hello").usage_metadata["input_token_details"]["cache_read"] > 0
 
 
+@pytest.mark.slow
 def test_positions_beyond_the_training_length_are_refused_under_every_policy(chat, tiny_chat):
     window = tiny_chat[0].config.max_position_embeddings
     for policy, budget in (("full", None), ("sinks", window + 1), ("chunks", window), ("snapkv", window)):

@@ -45,6 +45,7 @@ MODELS = {
 }
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize("family", MODELS)
 @torch.no_grad()
 def test_a_second_turn_and_a_long_prompt_are_read_as_the_whole(family, tiny_chat):

@@ -93,6 +93,15 @@ class TestIntegration(_Integration, ChatModelIntegrationTests):
 
 @pytest.mark.slow
 class TestSmolLM2(_Integration, ChatModelIntegrationTests):
+    matrix = (
+        "test_structured_output[pydantic]",
+        "test_structured_output[typeddict]",
+        "test_structured_output_async[pydantic]",
+        "test_structured_output_async[json_schema]",
+        "test_structured_output_optional_param",
+        "test_structured_output_pydantic_2_v1",
+    )
+
     @pytest.fixture(autouse=True)
     def _ready(self, smollm2):
         type(self).ready = smollm2

@@ -64,6 +64,7 @@ def test_nothing_of_a_conversation_is_left_out(template, name, tools, tiny_chat)
     assert bool(tools) == ("Add." in prompt)
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_model_calls_reads_the_result_and_answers(template, tiny_chat):
     model = LocalChatModel(model=tiny_chat, chat_template=TEMPLATES[template], max_tokens=200, temperature=0)
@@ -148,6 +149,7 @@ def test_templates_that_no_convention_selects_are_refused_by_name(tiny_chat):
     assert prompt_of(templates, [], "rag", tiny_chat[1]).startswith("D")
 
 
+@pytest.mark.slow
 def test_a_folder_with_several_templates_answers_with_and_without_tools(tiny_chat, tmp_path):
     model, tokenizer = tiny_chat
     model.save_pretrained(tmp_path)

@@ -100,6 +100,7 @@ def test_it_tells_answers_apart_in_a_script_that_an_english_model_cannot_read(mo
     assert fluency(model, "cjk") > 0.8
 
 
+@pytest.mark.slow
 def test_a_bank_finds_across_languages(model):
     texts = ["Der Arzt verschrieb ihr Tabletten.", "昨天伯尔尼下雨了。", "Le train avait du retard."]
     with MemoryBank(":memory:", embeddings=model) as bank:

@@ -144,6 +144,7 @@ def test_the_event_loop_remembers_too():
         assert [record.text for record in bank.recent(9)] == ["Hello", "Hi."]
 
 
+@pytest.mark.slow
 def test_a_turn_that_is_no_longer_shown_is_recalled_and_the_prompt_stays_bounded():
     talk = [f"It rained on the {number}th of them." for number in range(200)]
     talk[2], talk[199] = "Vera lives in Lisbon.", "Where does Vera live?"
@@ -189,6 +190,7 @@ def test_questions_asked_before_do_not_crowd_out_what_was_said(ending):
     assert sum("where does" in text for text in recalled_texts) == 2
 
 
+@pytest.mark.slow
 def test_what_is_too_long_for_the_bank_is_cut_there_and_says_so():
     passage = "needle " + "hay " * (MAX_TEXT_LENGTH // 4)
     with MemoryBank(":memory:") as bank:

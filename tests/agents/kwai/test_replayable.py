@@ -85,6 +85,7 @@ def check(result):
     assert {step.call_id for step in result["steps"]} <= set(call_ids)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(texts | plan_texts(), min_size=10, max_size=10), st.booleans())
 @example(["[" * 100_000] * 10, False)

@@ -357,6 +357,7 @@ def get_step(checkpoint_tuple: CheckpointTuple) -> int:
     return cast("dict[str, Any]", checkpoint_tuple.metadata)["step"]
 
 
+@pytest.mark.slow
 def test_two_processes_are_killed_and_nothing_acknowledged_is_lost(tmp_path):
     path = str(tmp_path / "graph.db")
     writers = [
@@ -385,6 +386,7 @@ def test_two_processes_are_killed_and_nothing_acknowledged_is_lost(tmp_path):
 COLUMNS = [(table, column) for table, names in TABLES.items() for column in names.split(", ")]
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(("table", "column"), COLUMNS)
 @pytest.mark.parametrize(

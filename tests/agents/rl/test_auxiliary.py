@@ -107,6 +107,7 @@ def test_nothing_is_asked_across_the_border_of_an_episode() -> None:
     assert not torch.autograd.grad(nothing, features)[0].any()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "action",
     [

@@ -62,12 +62,12 @@ def compute_updates(policy, segment, config, peers):
     return metrics, learner.policy.state_dict()
 
 
-# Default tests cover each type of gradient: steps, chunks, a window, weights that learn.
-FEW = ("gru", "hcam", "sink", "titans", "none")
+# CI covers each type of gradient: steps, chunks, a window, weights that learn.
+FEW = {"gru": [], "hcam": pytest.mark.slow, "sink": pytest.mark.slow, "titans": pytest.mark.slow}
 
 
 @pytest.mark.parametrize(
-    "memory", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in list_memories()]
+    "memory", [pytest.param(name, marks=FEW.get(name, pytest.mark.matrix)) for name in list_memories()]
 )
 def test_two_learners_update_as_one(memory, tmp_path):
     policy, segment = sample_segment(memory)

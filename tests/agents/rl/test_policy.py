@@ -68,6 +68,7 @@ def test_steps_and_a_whole_segment_agree(make_policy: MakePolicy, action: str) -
     torch.testing.assert_close(evaluation.values, segment.values, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", list_memories())
 def test_steps_and_a_whole_segment_agree_for_every_memory(make_policy: MakePolicy, name: str) -> None:
     policy = make_policy(memory=make_config(name, dim=16))

@@ -265,6 +265,7 @@ class Recall(gymnasium.Env):
         return 2, float(done and action == self.cue), done, False, {}
 
 
+@pytest.mark.slow
 def test_a_policy_learns_to_remember() -> None:
     torch.manual_seed(0)
     envs = SyncVectorEnv([Recall] * 16, autoreset_mode=AutoresetMode.SAME_STEP)

@@ -55,6 +55,7 @@ def folder(tmp_path):
     return tmp_path / "policy"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("memory", list_memories())
 def test_a_loaded_policy_acts_bit_by_bit_as_the_one_that_was_saved(memory, tmp_path):
     with gymnasium.make(MAZE) as env:
@@ -143,6 +144,7 @@ MEMORY = ("policy", "memory")
 SHAPE = ("spaces", "observation", "shape")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "value", [-1, 0, 7, 10**9, 10**30, 1.5, "8", None, True, [], float("nan"), ...], ids=repr
 )
@@ -179,6 +181,7 @@ def test_a_strangers_number_is_one_clear_error_or_a_policy_that_acts(path, value
     assert len(refusal) < 1500
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", list_memories())
 def test_no_memory_is_built_larger_than_its_weights(name, folder):
     """Every integer of the config is huge: sizes are checked before memory is allocated."""

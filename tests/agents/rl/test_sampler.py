@@ -283,6 +283,7 @@ def random_envs(observation: str, action: str, batched_finals: bool) -> VectorEn
     return BatchedFinals(envs) if batched_finals else envs
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("batched_finals", [False, True])
 @pytest.mark.parametrize(
     ("observation", "action"),

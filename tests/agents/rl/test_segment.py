@@ -74,6 +74,7 @@ replaying = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.one_in(4)
 @replaying
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_replay_under_the_same_weights_ends_in_the_stored_state(

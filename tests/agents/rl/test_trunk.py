@@ -51,6 +51,7 @@ def test_each_loss_changes_only_its_own_trunk() -> None:
     assert parts_with_gradient(policy) == {"auxiliary", "encoder", "memory", "reconstruction", "view"}
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "memory", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in list_memories()]
 )

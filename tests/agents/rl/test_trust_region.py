@@ -114,6 +114,7 @@ def hessian_of_divergence(memory: str, kind: str) -> Tensor:
     return hessian
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("kind", ["categorical", "multi", "gaussian"])
 @pytest.mark.parametrize("memory", ["none", "gru"])
@@ -131,6 +132,7 @@ def test_products_are_those_of_the_divergences_hessian(memory: str, kind: str, c
     assert torch.equal(flatten(parameters), before)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("memory", list_memories())
 def test_every_memory_allows_what_the_table_says(memory: str) -> None:
     # On the CPU: all three. The reference needs first derivatives only: J row by row.
@@ -277,6 +279,7 @@ def test_a_step_on_a_quadratic_problem_is_known_in_closed_form() -> None:
     assert step.expected == pytest.approx(step.improvement)
 
 
+@pytest.mark.slow
 @given(
     memory=st.sampled_from(["none", "gru"]),
     kind=st.sampled_from(["categorical", "multi", "gaussian"]),

@@ -18,6 +18,7 @@ from .configs import ppo_config, team_config
 pytestmark = pytest.mark.requires("mpe2")
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize(
     "config",
     [

@@ -37,6 +37,7 @@ def test_statistics_that_rllib_does_not_update_are_refused():
         one.forward_train(batch)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("memory", [name for name in list_memories() if name != "none"])
 def test_module_steps_as_it_learns(memory, **fields):
     """Stepwise sampling with carried states gives the same outputs as one forward pass in training."""

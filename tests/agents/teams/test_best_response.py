@@ -31,6 +31,7 @@ def make_policy(**fields: Any) -> TeamPolicy:
     return policy
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize(
     "fields",
     [

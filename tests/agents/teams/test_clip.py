@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from scrubjay.agents import GAMATR, GAMATRConfig
@@ -39,6 +40,7 @@ def test_gradients_are_shortened_to_their_norm() -> None:
     torch.testing.assert_close((after - before).norm(), torch.tensor(1e-5), rtol=1e-2, atol=0)
 
 
+@pytest.mark.slow
 def test_what_has_moved_beyond_the_clip_is_pushed_no_further() -> None:
     *_, policy, batch = descend(clipped_steps, epochs=400, clip=1e-3, max_grad_norm=1e9)
     ratios = batch.log_ratio(policy.distribution(batch.segment)).exp()

@@ -12,6 +12,7 @@ from scrubjay.agents.teams.consensus import Member, ring
 from .games import climbing, play, policy_for
 
 
+@pytest.mark.slow
 def test_consensus_brings_neighbours_together() -> None:
     disagreements = []
     for rounds in (1, 4, 16):
@@ -23,6 +24,7 @@ def test_consensus_brings_neighbours_together() -> None:
     assert disagreements[-1] < 0.5 * disagreements[0]
 
 
+@pytest.mark.slow
 def test_those_who_never_meet_have_nothing_to_agree_on() -> None:
     alive = torch.zeros(64, 4, 2, dtype=torch.bool)
     alive[::2, :, 0] = alive[1::2, :, 1] = True

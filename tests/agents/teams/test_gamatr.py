@@ -17,6 +17,8 @@ from scrubjay.agents.teams.steps import compute_detached
 from .games import TRUST_MODES, climbing, expected_reward, make_policy, play, policy_for
 
 
+@pytest.mark.slow
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("mode", [*TRUST_MODES, "clip", "clip_sequential"])
 def test_updates_climb_a_game_solved_exactly(mode: str) -> None:
     policy = policy_for(mode, agents=2)
@@ -31,6 +33,7 @@ def test_updates_climb_a_game_solved_exactly(mode: str) -> None:
         assert min(np.diff(scores)) > -0.06
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("mode", "budget", "shared"),
     [
@@ -89,6 +92,7 @@ def test_alone_all_ways_are_plain_trpo() -> None:
         torch.testing.assert_close(flatten(policy.actor_parameters()), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("mode", "shared"),
     [
@@ -127,6 +131,7 @@ def test_an_agent_that_never_lives_stays_as_it_is() -> None:
         assert has_changed == [True, False, True]
 
 
+@pytest.mark.slow
 def test_values_are_learned_in_units_of_returns() -> None:
     policy = make_policy()
     learner = GAMATR(policy, GAMATRConfig(critic_learning_rate=3e-2))
@@ -139,6 +144,7 @@ def test_values_are_learned_in_units_of_returns() -> None:
     assert math.isfinite(metrics["losses/explained_variance"])
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("mode", [*TRUST_MODES, "clip", "clip_sequential"])
 def test_a_restored_learner_goes_on_as_the_first_does(mode: str) -> None:
     policy, twin = policy_for(mode), policy_for(mode, seed=7)
@@ -167,6 +173,7 @@ def test_the_same_seed_makes_the_same_updates() -> None:
     assert not torch.equal(results[0], results[2])
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("memory", ["gru", "sink", "titans"])
 def test_any_memory_is_taught(memory: str) -> None:
     policy = make_policy(memory=memory, shared=True, graph_rounds=1, graph_heads=2)

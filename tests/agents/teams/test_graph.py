@@ -48,6 +48,7 @@ def test_edges_and_pairs_give_the_same_up_to_second_derivatives(complete: bool) 
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_large_graphs_go_over_edges_and_small_ones_over_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = layer()
     expected = {}

@@ -139,6 +139,8 @@ def test_all_places_give_the_same_training():
         assert all(torch.equal(*pair) for pair in zip(weights[0].values(), other.values(), strict=True))
 
 
+@pytest.mark.one_in(2)
+@pytest.mark.one_in(6, rest="slow")
 @pytest.mark.parametrize("actions", ACTIONS)
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_learns_from_allowed_actions(mode, actions):

@@ -118,6 +118,7 @@ def chain(agents: int) -> Tensor:
     return torch.eye(agents) + torch.diag(torch.ones(agents - 1), -1)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("memory", list_memories())
 def test_a_segment_at_once_is_its_steps_one_by_one(memory: str, shared: bool) -> None:
@@ -280,6 +281,7 @@ def test_actors_and_critic_divide_the_parameters() -> None:
         assert distinct == {id(parameter) for parameter in acting.actor_parameters()}
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("memory", list_memories())
 def test_second_derivatives_agree_with_differences_under_any_memory(memory: str) -> None:
     """The Hessian-vector product of the actor by autograd against a difference of gradients."""

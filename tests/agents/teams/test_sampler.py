@@ -129,6 +129,7 @@ def test_what_is_no_number_is_told_before_it_is_learned_from() -> None:
         sampler.collect()
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("memory", ["gru", "none"])
 @pytest.mark.parametrize("config", [{}, {"shared": False, "critic": "pooled"}], ids=["shared", "separate"])
 def test_bookkeeping_agrees_with_a_loop_over_single_teams(memory: str, config: dict[str, Any]) -> None:

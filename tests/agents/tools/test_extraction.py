@@ -58,6 +58,7 @@ def browse(monkeypatch, content, charset=None):
     return ask("browse", url="http://jay.example/")
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.slow
 @pytest.mark.requires("trafilatura")
 @pytest.mark.parametrize("name", HOSTILE)

@@ -80,6 +80,7 @@ def test_the_clock_is_the_given_one():
     assert call(delta, start="now", end="2026-11-26").artifact["data"]["total_seconds"] == 7200
 
 
+@pytest.mark.slow
 def test_importing_the_tools_imports_nothing_that_they_are_made_with():
     code = "import sys, scrubjay.agents.tools; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)

@@ -149,6 +149,7 @@ def test_recordings_of_the_original_pixel_by_pixel(
     assert (len(images) - 1, last_reward, digest(images)) == (steps, reward, all_frames)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     num_dancers=st.integers(1, 8),
@@ -223,6 +224,7 @@ def test_invalid_settings_are_refused(options, message):
         Ballet(**options)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(num_dancers=st.integers(1, 8), delay=st.integers(1, 20), seed=st.integers(0, 2**40))
 def test_symbols_say_what_the_image_shows(num_dancers, delay, seed):

@@ -31,6 +31,7 @@ def at(observations, row, column):
     return {name: values[row, column] for name, values in observations.items()}
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(config=configs() | st.sampled_from([make() for make in PRESETS.values()]), seed=st.integers(0, 2**40))
 def test_a_row_of_many_equals_the_environment_alone_to_the_last_bit(config, seed):

@@ -166,6 +166,7 @@ KNOWN = {
 }
 
 
+@pytest.mark.slow
 def test_what_a_stranger_knows_is_answered_or_refused_in_one_line(tmp_path):
     path, results, errors = tmp_path / "known.json", [], []
     for number, value in enumerate([[KNOWN], *corrupt([KNOWN])]):

@@ -263,6 +263,7 @@ def corrupt(value):
             yield copy
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_a_stranger_wrote_is_read_or_refused_in_one_line(tmp_path, name):
     num_read, errors = 0, []

@@ -36,7 +36,7 @@ def test_a_commit_is_timed_beside_this_tree_and_leaves_nothing(capsys):
     assert subprocess.run(git, check=True, capture_output=True, text=True).stdout == before
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_every_case_runs():
     times = time_cases("", 0.0)
     assert sum("PPO update" in case for case in times) == len(list_memories())

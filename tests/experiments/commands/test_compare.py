@@ -100,6 +100,7 @@ def read_command(folder):
     return (folder / "table.md").read_text().split("`")[1]
 
 
+@pytest.mark.slow
 def test_a_comparison_with_fewer_memories_keeps_the_others(compare, tmp_path):
     assert compare("none gru")[0] == 0
     scores, command = read_scores(tmp_path / "out"), read_command(tmp_path / "out")
@@ -120,6 +121,7 @@ def test_a_comparison_with_fewer_memories_keeps_the_others(compare, tmp_path):
     assert read_scores(tmp_path / "out").items() > scores.items()
 
 
+@pytest.mark.slow
 def test_a_folder_with_other_settings_is_refused(compare, tmp_path):
     assert compare("none")[0] == 0
     files = {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
@@ -131,6 +133,7 @@ def test_a_folder_with_other_settings_is_refused(compare, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == ["recall-demo-none-s0"]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_not_trained_but_named(compare, tmp_path):
     assert compare("none gru")[0] == 0
     (tmp_path / "out" / "recall-demo-none-s0" / "result.json").unlink()

@@ -136,6 +136,7 @@ def options(verb: str, *words: str) -> set[str]:
     return {flag for action in parser._actions for flag in action.option_strings}
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb not in ("memory", "longcontext")])
 def test_completion_knows_the_options_that_help_tells(verb, capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")

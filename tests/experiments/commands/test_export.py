@@ -43,6 +43,7 @@ def test_a_run_becomes_a_folder_that_loads_and_tells_of_it(here, finished_run, t
     assert metrics["mean_reward"] == finished_run.result["episodic_return"]
 
 
+@pytest.mark.slow
 def test_so_does_a_team(here, team_run, tmp_path):
     code, out, err = here("export", team_run.path, "--pretrained", "--out", "team")
     assert (code, err) == (0, "")

@@ -20,7 +20,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(words, message, capsy
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_inspect_finds_the_sentence_and_shows_it(smollm2, tmp_path, capsys):
     hay = [f"The river number {number} runs slowly to the grey sea." for number in range(120)]
     hay.insert(40, "The secret word of the jay is marmalade.")

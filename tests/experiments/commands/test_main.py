@@ -142,6 +142,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny, tmp_path, capsys):
     assert main(["resume", str(run.path)]) == 0
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_real_process_shows_no_traceback(scrubjay):
     code, out, err = scrubjay("train", "tmaze", "--memory", "gruu")
     assert (code, out) == (2, "")
@@ -236,6 +237,7 @@ def test_list_names_all(capsys):
         assert name in out
 
 
+@pytest.mark.slow
 def test_the_command_starts_without_heavy_imports(tmp_path, monkeypatch):
     """One process for all commands, lightest first, since imports accumulate. Their texts are stored."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -323,6 +325,7 @@ def test_compare_refuses_what_cannot_run_before_anything_is_written(tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_failing_process_is_reported_with_its_reason(tmp_path, tiny):
     from scrubjay.experiments.launch.parallel import run_in_processes
 

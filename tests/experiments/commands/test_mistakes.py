@@ -82,7 +82,7 @@ def try_out(number: int, world: Path, folder: Path) -> str | None:
     )
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("number", range(60))
 def test_a_mistake_is_told_in_one_line(number, world, tmp_path):
     assert try_out(number, world, tmp_path / "here") is None
@@ -91,7 +91,7 @@ def test_a_mistake_is_told_in_one_line(number, world, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
-    [pytest.param(first, marks=[] if first < 140 else pytest.mark.matrix) for first in range(60, 660, 20)],
+    [pytest.param(first, marks=[] if first < 80 else pytest.mark.matrix) for first in range(60, 660, 20)],
 )
 def test_many_mistakes_are_told_in_one_line_each(first, world, tmp_path):
     complaints = [try_out(number, world, tmp_path / str(number)) for number in range(first, first + 20)]

@@ -20,6 +20,7 @@ from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeamEnv, TeamEnvC
 from ..viz.test_film import Relay
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize(("policy", "preset"), [("random", "small"), ("static", "city"), ("follow", "paper")])
 def test_rules_of_thumb_are_played_from_the_command_line(policy, preset, tmp_path, capsys):
     words = ["play", "uav", "--policy", policy, "--preset", preset, "--set", "max_steps=3"]
@@ -127,6 +128,7 @@ def team_run(tmp_path_factory):
     return str(train(config, tmp_path_factory.mktemp("team") / "run").path)
 
 
+@pytest.mark.slow
 def test_a_run_plays_its_own_environment_or_another(team_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["play", team_run]) == 0

@@ -79,6 +79,7 @@ def test_a_failure_is_one_line(openai, here, failure, message):
         assert "2 + 3 = 5" in bank.recent(9)[-1].text
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_one_line(openai, here, monkeypatch):
     openai("Hello.")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")

@@ -62,6 +62,7 @@ def test_a_node_of_runners_dies_and_another_joins_late(cluster, tiny, tmp_path):
     assert differences[0] == differences[-1] == 32
 
 
+@pytest.mark.matrix
 def test_the_node_of_a_learner_dies(cluster, tiny, tmp_path, caplog):
     cluster.add_node(num_cpus=2)
     config = tiny("gru", total_steps=10**9)
@@ -104,6 +105,7 @@ def train_by_address(folder: Path, address: str, *words: str) -> subprocess.Comp
     )
 
 
+@pytest.mark.matrix
 def test_a_cluster_is_joined_by_address_and_left_running(cluster, tmp_path):
     done = train_by_address(tmp_path, cluster.address)
     assert done.returncode == 0, done.stderr
@@ -119,6 +121,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str, folder:
     assert not (folder / "run").exists()
 
 
+@pytest.mark.matrix
 def test_cpus_that_others_keep_are_not_waited_for(cluster, tmp_path):
     keeper = ray.remote(num_cpus=1)(lambda: time.sleep(1000)).remote()
     done = train_by_address(tmp_path, cluster.address)
@@ -126,6 +129,7 @@ def test_cpus_that_others_keep_are_not_waited_for(cluster, tmp_path):
     ray.cancel(keeper, force=True)
 
 
+@pytest.mark.matrix
 def test_a_node_without_the_package_is_named(cluster, tmp_path):
     """Shadow a module by one that fails on import, as if it were missing."""
     hides = tmp_path / "hides"

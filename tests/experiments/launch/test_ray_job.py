@@ -119,7 +119,7 @@ def test_a_job_trains_is_followed_and_its_exit_code_returned(head, tmp_path):
     assert f"stop: ray job stop --address {head} raysubmit_" in detached_job.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.timeout(1800)
 def test_a_head_that_asks_for_a_token_is_told_of_in_one_line(tmp_path):
     token = secrets.token_hex(32)
@@ -168,7 +168,7 @@ def Foo(*args, **kwargs): raise ValueError("made")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.timeout(1800)
 def test_a_strangers_run_is_resumed_by_a_job_only_with_trust(head, modules, finished_run, tmp_path):
     (modules / "evilmod.py").write_text(EVIL)
@@ -188,7 +188,7 @@ def test_a_strangers_run_is_resumed_by_a_job_only_with_trust(head, modules, fini
     assert (modules / "harm").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.timeout(1800)
 def test_a_job_trains_a_run_further_and_begins_another_with_its_weights(head, tmp_path):
     sizes = ["--env.num-envs", 4, "--segment-length", 8, "--eval-episodes", 1, "--quiet"]
@@ -207,6 +207,7 @@ def test_a_job_trains_a_run_further_and_begins_another_with_its_weights(head, tm
     assert Run.load(second).result["step"] == 64
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

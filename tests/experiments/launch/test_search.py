@@ -99,6 +99,7 @@ def test_a_search_that_was_stopped_goes_on_and_finds_the_same(tmp_path, monkeypa
     assert again.arguments == whole.arguments
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_a_setting_whose_losses_are_no_numbers_any_more_does_not_go_on(tmp_path):
     """Both have the same low return, so scores alone would select the first of the grid."""
@@ -120,6 +121,7 @@ def test_a_setting_whose_losses_are_no_numbers_any_more_does_not_go_on(tmp_path)
             run_searches([none], jobs=1)
 
 
+@pytest.mark.slow
 def test_another_search_or_a_damaged_one_is_refused(tmp_path):
     note = tmp_path / "found" / "search.json"
     note.parent.mkdir()

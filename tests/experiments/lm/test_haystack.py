@@ -8,6 +8,7 @@ from scrubjay.experiments.lm.needles import split_sentences, token_counter
 pytestmark = pytest.mark.requires("transformers", "wonderwords")
 
 
+@pytest.mark.slow
 def test_the_grid_is_filled_once(run, rows):
     flags = (
         "--lengths",

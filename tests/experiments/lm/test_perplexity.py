@@ -36,6 +36,7 @@ def test_losses_are_those_of_the_model_in_one_pass(run, model, text, rows):
     assert "scrubjay longcontext perplexity" in table
 
 
+@pytest.mark.slow
 def test_a_stopped_stream_goes_on_to_the_same_end(run, text, model_folder, tmp_path, monkeypatch, rows):
     flags = ("--methods", "sinks", "--budget", 24, "--block", 32)
     whole = Curve(rows(run("perplexity", *flags, "--tokens", 224, out="whole") / "sinks.jsonl"))
@@ -63,6 +64,7 @@ def test_a_stopped_stream_goes_on_to_the_same_end(run, text, model_folder, tmp_p
     assert len(list(options.out.glob("*.safetensors"))) == 1
 
 
+@pytest.mark.slow
 def test_more_tokens_go_on_where_fewer_ended(run, rows):
     flags = ("--methods", "window", "--budget", 24, "--block", 32)
     run("perplexity", *flags, "--tokens", 96)
@@ -81,6 +83,7 @@ def test_half_precision_halves_the_cache(run, text, capsys, rows):
     assert "dtype='int8'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_are_not_mixed(run, text, model_folder, capsys, tmp_path):
     out = run("perplexity", "--methods", "full", "--tokens", 40, "--budget", 16)
     words = ["longcontext", "perplexity", str(text), "--out", str(out), "--budget", "8", "--methods", "full"]

@@ -68,6 +68,7 @@ def test_a_plain_file_is_read_as_it_is(tmp_path):
     assert read_text(tmp_path / "text.txt") == "Öre.\nTwo."
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_named(tmp_path):
     whole = database(NOVELS)
     for name, content, message in (

@@ -95,6 +95,7 @@ def test_a_cache_alone_forgets_or_ends(whole):
     assert f"full, seed 0, ended at turn {len(full)}: the prompt has" in table
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["words-alone", "sinks"])
 def test_a_killed_conversation_goes_on_to_the_same_records(whole, tiny_chat, tmp_path, monkeypatch, method):

@@ -27,6 +27,7 @@ def test_hcam_reads_the_whole_ballet_and_no_more(name):
     assert with_memory(with_memory(config, "gru"), "hcam") == config
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", BY_REWARD)
 def test_a_first_update_learns_something(name, tmp_path):
     config = RECIPES[name]()

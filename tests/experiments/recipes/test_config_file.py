@@ -50,6 +50,7 @@ def test_the_config_of_every_recipe_survives_both_formats(name, write):
     assert read_config(write(yaml.safe_dump(json.loads(text)), "config.yml"), name) == config
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("memory", list_memories())
 @pytest.mark.parametrize("recipe", ["repeat-previous", "uav-small", "mqar"])
 def test_a_file_that_names_a_memory_is_as_the_flag(recipe, memory, write):

@@ -168,6 +168,7 @@ def test_a_team_of_ones_own_learns(here, tmp_path):
     assert run.result["episodic_return"] > 12
 
 
+@pytest.mark.slow
 def test_a_run_of_it_is_judged_played_drawn_and_resumed(here, tmp_path, monkeypatch):
     short = [*TINY, "--total-steps", "120", "--eval-episodes", "2", "--set", "nested=true"]
     code, _, err = here("train", "team", "--env", "mine:Meet", *short, "--run-dir", "run")

@@ -26,6 +26,7 @@ def test_without_memory_one_comes_not_far():
     assert all(0 < success < 0.9 for success in alone.values())
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", TASKS)
 def test_a_first_update_learns_something(name, tmp_path):
     """Minibatches divide the number of environments, and segments cover episodes."""

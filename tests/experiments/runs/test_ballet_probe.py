@@ -53,6 +53,7 @@ def test_observations_contain_the_answer_to_every_question():
             assert dances[answer] == world.DANCE_MOVES[question - 1].tolist()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("memory", list_memories())
 def test_slots_may_be_permuted_and_answers_follow(memory):
     torch.manual_seed(0)
@@ -104,6 +105,7 @@ def test_training_has_fewer_dancers_too():
     assert counts == {1: [1], 2: [2], 3: [2, 3], 4: [2, 4], 8: [2, 4, 8]}
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize("memory", ["gru", "hcam"])
 def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path, record):
     config = tiny(memory, num_dancers=4)

@@ -61,6 +61,7 @@ def test_trained_and_extended_is_trained_to_the_extended_total(copy, tiny, tmp_p
     assert run.config.planned_steps == run.config.total_steps == 384
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["scrubjay/TMaze-v0", "scrubjay.envs.tmaze:TMaze"])
 def test_a_policy_that_observes_the_last_action_is_extended(env_id, tiny, tmp_path, assert_same):
     env = EnvConfig(env_id, {"corridor_length": 4}, num_envs=4, inputs=("observation", "action", "reward"))
@@ -72,6 +73,7 @@ def test_a_policy_that_observes_the_last_action_is_extended(env_id, tiny, tmp_pa
     assert list(space.spaces) == ["action", "observation", "reward"]
 
 
+@pytest.mark.slow
 def test_a_team_is_extended(tmp_path, assert_same):
     train(TEAM, tmp_path / "extended")
     run = resume(tmp_path / "extended", total_steps=128)
@@ -178,7 +180,7 @@ def test_stopped_by_an_error_in_an_extension_it_goes_on_to_the_extended_total(
     assert_same(resume(copy), train(tiny(total_steps=384), tmp_path / "at once"))
 
 
-@pytest.mark.slow  # starts a process
+@pytest.mark.matrix  # starts a process
 def test_killed_in_an_extension_it_goes_on_to_the_extended_total(copy, tiny, tmp_path, start, assert_same):
     fields = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(fields | {"checkpoint_seconds": 0.1}))
@@ -293,7 +295,7 @@ def test_compare_reuses_its_extended_run(here, tmp_path):
     assert "other settings" in here(*compare, "--seeds", "1", "--", *arguments, "--total-steps", "96")[2]
 
 
-@pytest.mark.slow  # starts Ray
+@pytest.mark.matrix  # starts Ray
 @pytest.mark.usefixtures("cluster")
 def test_a_run_on_ray_is_extended_to_the_same_result(tiny, tmp_path, assert_same):
     reference = train(tiny(total_steps=384), tmp_path / "at once")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from scrubjay.agents import Policy
@@ -15,6 +16,7 @@ from scrubjay.experiments.runs.engine import LocalEngine
 from scrubjay.memory import make_config
 
 
+@pytest.mark.slow
 def test_images_and_instructions_train_resume_and_play(tiny, tmp_path):
     config = tiny(
         env=EnvConfig("scrubjay/Ballet-v0", {"num_dancers": 1, "delay": 1, "max_steps": 24}, num_envs=2),
@@ -46,6 +48,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.slow
 def test_statistics_and_a_separate_critic_train_resume_and_are_used_by_every_command(
     here, tmp_path, assert_same
 ):

@@ -80,6 +80,7 @@ def test_the_source_run_is_not_needed_after_the_start(finished_run, tiny, tmp_pa
     assert_same(resume(run.path), reference)
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -149,6 +150,7 @@ SPACE_PAIRS = [
 ]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("there", "here", "message"), SPACE_PAIRS)
 def test_observations_must_mean_the_same(there, here, message, tiny, tmp_path, monkeypatch):
     import sys
@@ -234,6 +236,7 @@ def test_sequence_models_start_from_initial_weights(tmp_path, assert_equal):
         train(probe, tmp_path / "refused")
 
 
+@pytest.mark.slow
 def test_no_code_of_the_source_run_is_executed(finished_run, tiny, tmp_path, here):
     source = shutil.copytree(finished_run.path, tmp_path / "source")
     (tmp_path / "evilmod.py").write_text("import pathlib\npathlib.Path(__file__).with_name('harm').touch()\n")
@@ -280,7 +283,7 @@ def test_the_source_in_an_untrusted_config_is_not_read(finished_run, tiny, tmp_p
     assert resume(run.path).is_finished
 
 
-@pytest.mark.slow  # starts Ray
+@pytest.mark.matrix  # starts Ray
 @pytest.mark.usefixtures("cluster")
 def test_runs_on_ray_start_from_the_same_weights(finished_run, tiny, tmp_path, assert_same):
     config = tiny(seed=7, init_from=finished_run.path)
@@ -298,7 +301,7 @@ def test_a_sweep_checks_the_source_before_it_starts(finished_run, here, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow  # starts Tune
+@pytest.mark.matrix  # starts Tune
 def test_a_sweep_initializes_all_trials(finished_run, scrubjay: Callable[..., Any], tmp_path, assert_equal):
     shutil.copytree(finished_run.path, tmp_path / "source")
     arguments = [*WORDS, *NO_RECONSTRUCTION, "--set", "corridor_length=4", "--init-from", "source"]

@@ -158,6 +158,7 @@ def test_mlflow_is_told_every_row_and_goes_on_in_the_same_run(tiny, tmp_path, ml
     assert there.data.metrics["result/episodic_return"] == run.result["episodic_return"]
 
 
+@pytest.mark.slow
 def test_a_logger_that_fails_later_is_said_once_and_ends_nothing(tiny, tmp_path, mlflow_client, caplog):
     def lose(step, row):
         with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
@@ -176,6 +177,7 @@ def test_a_logger_that_fails_later_is_said_once_and_ends_nothing(tiny, tmp_path,
     assert "\n" not in warning
 
 
+@pytest.mark.slow
 def test_a_service_that_is_not_there_at_the_start_is_one_line(tiny, tmp_path, monkeypatch, mlflow_client):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -206,6 +208,7 @@ def test_another_logger_is_one_line(usage_error, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize(
     "text",
     [

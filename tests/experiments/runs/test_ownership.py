@@ -100,11 +100,13 @@ def plant(folder: Path, file: str = "walk.py") -> Path:
     return folder
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_commands_accept_the_users_own_run(command, own_run, call):
     assert call(command) == (0, "")
 
 
+@pytest.mark.slow
 def test_only_the_config_of_an_unchanged_own_run_admits_its_environment(own_run, call):
     command = ["train", "--config", "{run}", "--run-dir", "again", "--quiet"]
     assert call(command, "run/config.json") == (0, "")
@@ -146,6 +148,7 @@ def test_an_extended_run_is_still_the_users_own(own_run, call):
     assert call(COMMANDS[0]) == (0, "")
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("step", range(3))
 def test_a_kill_during_an_extension_leaves_an_own_run(step, own_run, call, monkeypatch):
     """A kill before each of the three writes leaves a run that can be extended."""
@@ -165,6 +168,7 @@ def test_a_kill_during_an_extension_leaves_an_own_run(step, own_run, call, monke
     assert call(["resume", "run", "--total-steps", 128, "--quiet"]) == (0, "")
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_a_module_of_the_same_name_in_another_folder_is_not_imported(
     command, own_run, call, tmp_path, monkeypatch
@@ -255,6 +259,7 @@ def test_a_changed_run_is_not_made_the_users_own_by_an_extension(own_run, call):
     assert (code, "its config.json has changed since training" in err) == (2, True)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"paths": 3}', '{"paths": [3], "targets": []}', '{"modules": 3}', '{"modules": [3]}'],
@@ -308,6 +313,7 @@ def test_commands_accept_the_users_own_wrapper(wrapped_run, call):
         assert call(command) == (0, "")
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_the_module_of_a_wrapper_is_compared_too(command, wrapped_run, call, tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"

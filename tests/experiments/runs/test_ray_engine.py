@@ -58,16 +58,13 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_weights(run.latest)
 
 
-# States without tensors, with one tensor, and with integer tensors. The engine sees no other difference.
-STATE_EXAMPLES = ("none", "gru", "hcam")
+# States with one tensor, without tensors and with integer tensors. The engine sees no other difference.
+STATE_EXAMPLES = {"gru": [], "none": pytest.mark.slow, "hcam": pytest.mark.slow}
 
 
 @pytest.mark.parametrize(
     "memory",
-    [
-        pytest.param(name, marks=[] if name in STATE_EXAMPLES else [pytest.mark.slow])
-        for name in list_memories()
-    ],
+    [pytest.param(name, marks=STATE_EXAMPLES.get(name, pytest.mark.matrix)) for name in list_memories()],
 )
 def test_without_other_processes_it_equals_the_local_run_bit_for_bit(memory, tiny, tmp_path, assert_same):
     config = tiny(memory)
@@ -76,7 +73,7 @@ def test_without_other_processes_it_equals_the_local_run_bit_for_bit(memory, tin
     assert ray.is_initialized()  # the engine does not shut down a cluster that it did not join
 
 
-@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.matrix)])
 def test_nested_actions_train_as_on_the_local_engine(processes, tiny, cluster, tmp_path, assert_same):
     shutil.copy(ROBOTS, cluster)
     learner = dataclasses.replace(tiny().learner, burn_in_segments=2)
@@ -85,7 +82,7 @@ def test_nested_actions_train_as_on_the_local_engine(processes, tiny, cluster, t
     assert_same(result, train(config, tmp_path / "local"))
 
 
-@pytest.mark.slow  # the test of both engines below also covers a runner that continues local episodes
+@pytest.mark.matrix  # the test of both engines below also covers a runner that continues local episodes
 def test_one_runner_samples_what_the_local_engine_samples(tiny, tmp_path, assert_same):
     config = tiny("hcam")
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(1, 0)), train(config, tmp_path / "local"))
@@ -120,7 +117,7 @@ def steps(run: Run) -> list[float]:
     return [row["step"] for row in run.metrics()]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_more_runners_go_on_with_weights_and_optimizer_and_a_killed_one_comes_back(tiny, tmp_path, caplog):
     config = tiny("gru", total_steps=32 * 12)
     run = Run.create(config, tmp_path / "run")
@@ -260,7 +257,7 @@ def test_rllibs_own_checkpoints_hold_the_learner(tiny, tmp_path):
 # That a module without a state steps as it learns is tested in test_rllib.py, for every memory.
 @pytest.mark.parametrize(
     ("memory", "num_env_runners"),
-    [("hcam", 0), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("none", "hcam"))],
+    [("hcam", 0), *(pytest.param(name, 1, marks=pytest.mark.matrix) for name in ("none", "hcam"))],
 )
 def test_rllibs_own_ppo_trains_a_memory(memory, num_env_runners):
     spec = RLModuleSpec(
@@ -347,7 +344,7 @@ def test_no_process_makes_an_environment_that_only_a_file_names(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "processes",
-    [pytest.param((0, 0), id="here"), pytest.param((1, 1), id="in-processes", marks=pytest.mark.slow)],
+    [pytest.param((0, 0), id="here"), pytest.param((1, 1), id="in-processes", marks=pytest.mark.matrix)],
 )
 def test_a_new_learner_trains_as_it_does_on_the_local_engine(processes, tiny, tmp_path, assert_same):
     """The config selects the learner; workers receive its class, which they cannot import."""
@@ -392,14 +389,16 @@ CLIPPED = dataclasses.replace(TEAM, learner=dataclasses.replace(LEARNER, mode="c
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(SEPARATE, marks=pytest.mark.slow), CLIPPED], ids=["separate", "clip"]
+    "config",
+    [pytest.param(SEPARATE, marks=pytest.mark.matrix), pytest.param(CLIPPED, marks=pytest.mark.slow)],
+    ids=["separate", "clip"],
 )
 def test_a_team_without_other_processes_equals_the_local_run_bit_for_bit(config, tmp_path, assert_same):
     local = train(config, tmp_path / "local")
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(0, 0)), local)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_one_runner_and_one_learner_of_a_team_go_on_with_a_local_run_to_the_same_end(tmp_path, assert_same):
     reference = train(TEAM, tmp_path / "whole")
     run = Run.create(TEAM, tmp_path / "stopped")
@@ -410,7 +409,7 @@ def test_one_runner_and_one_learner_of_a_team_go_on_with_a_local_run_to_the_same
     assert_same(resume(run.path, ray=RayOptions(num_env_runners=1, num_learners=1)), reference)
 
 
-@pytest.mark.slow  # starts three processes
+@pytest.mark.matrix  # starts three processes
 def test_two_runners_and_a_learner_of_a_team_learn_from_every_row(tmp_path):
     run = Run.create(TEAM, tmp_path / "run")
     with RayEngine(TEAM, run.path, RayOptions(num_env_runners=2, num_learners=1)) as engine:

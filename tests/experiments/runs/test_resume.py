@@ -70,6 +70,7 @@ def test_killed_and_torn_and_resumed_equals_never_stopped(reference, start, tmp_
     assert_same(run, reference)
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(reference, start, tmp_path, assert_same):
     config = reference.config
     run = Run.create(config, tmp_path / "stopped")

@@ -153,6 +153,7 @@ def kill_in_evaluation(number: int) -> Callable[[int, int], None]:
     return on_step
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_kill_during_an_evaluation_loses_nothing(number, evaluating, evaluated_run, tmp_path, assert_same):
     config = dataclasses.replace(evaluating, checkpoint_seconds=1e9)
@@ -209,6 +210,7 @@ def test_a_best_checkpoint_later_than_the_resumed_step_is_trained_again(evaluati
         assert not list(run.path.glob("checkpoints/best_*"))
 
 
+@pytest.mark.one_in(5, rest="slow")
 @pytest.mark.parametrize("damage", ["missing", "short", "altered"])
 @pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
 def test_a_damaged_best_checkpoint_is_refused_and_not_replaced_by_a_worse_one(
@@ -282,6 +284,7 @@ def test_ctrl_c_during_an_evaluation_stops_at_once(
     assert_same(run, evaluated_run)
 
 
+@pytest.mark.slow
 def test_a_team_is_evaluated_and_its_best_policy_plays_the_recorded_return(tmp_path, record):
     config = dataclasses.replace(smallest.TEAM, eval_every=32, eval_every_episodes=3)
     run = train(config, tmp_path / "run")

@@ -53,7 +53,7 @@ def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path, assert_same,
     assert (run.path / "curve.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_killed_and_resumed_equals_never_stopped(tmp_path, start, assert_same):
     config = tiny(total_steps=400 * 64, checkpoint_seconds=0.1)
     reference = train(config, tmp_path / "whole")
@@ -113,6 +113,7 @@ def seed_of_evaluation(config: SequenceTaskConfig) -> int:
     return seed
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["gru", "hcam"])
 def test_a_memory_learns_what_none_can(memory, tmp_path):

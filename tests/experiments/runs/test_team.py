@@ -82,6 +82,7 @@ def test_a_config_of_a_team_survives_its_file():
         assert from_json(to_json(config)) == config
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains(name, tmp_path):
     config = with_method(make_team(total_steps=32, eval_episodes=0), name)
@@ -90,6 +91,7 @@ def test_every_method_trains(name, tmp_path):
     assert np.isfinite(run.metrics()[-1]["losses/kl"])
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("name", ["hcam", "titans", "sink"])
 def test_any_memory_serves_a_team(name, tmp_path):
     config = make_team(total_steps=32, eval_episodes=0).with_memory(make_config(name, dim=16))

@@ -55,7 +55,7 @@ def test_a_process_that_ends_without_a_row_is_a_crashed_run(tmp_path, monkeypatc
     assert read_rows(tmp_path) == [row]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.requires("sb3_contrib")
 def test_all_contenders_have_complete_rows_and_other_settings_are_refused(tmp_path, capsys):
     peers = ["recurrent_ppo", "recurrent_ppo_defaults"]
@@ -98,7 +98,13 @@ def wait_for(condition):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.matrix),
+        pytest.param(signal.SIGKILL, id="kill"),
+    ],
+)
 def test_the_same_command_continues(tmp_path, number, reference_rows):
     """The row equals that of an undisturbed scoreboard, except for the CPU seconds."""
     command = [sys.executable, "-P", "-m", "scrubjay.experiments.scoreboard", "--out", str(tmp_path), *BOARD]

@@ -127,6 +127,7 @@ def test_rows_are_checked(tmp_path):
         Records(records.path, FIELDS)
 
 
+@pytest.mark.slow
 def test_means_and_intervals_are_those_of_rliable():
     """The formulas of rliable 1.2, whose own bootstrap does not run with the present version of arch."""
     scores = np.random.default_rng(0).normal(size=(8, 5)) + np.arange(5)

@@ -19,8 +19,8 @@ SHORT = ["--env.kwargs", "max_episode_steps", 12]
     ("settings", "shape"),
     [
         pytest.param([], (210, 160, 3), marks=pytest.mark.slow),
-        (["obs_type", "ram"], (128,)),
-        pytest.param(["obs_type", "grayscale"], (210, 160), marks=pytest.mark.slow),
+        pytest.param(["obs_type", "ram"], (128,), marks=pytest.mark.matrix),
+        pytest.param(["obs_type", "grayscale"], (210, 160), marks=pytest.mark.matrix),
     ],
 )
 def test_pong_trains_resumes_evaluates_and_exports(

@@ -107,6 +107,7 @@ def settings(**values):
     return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("recipe", ["ppo", "team"])
 @pytest.mark.parametrize(
     ("where", "when"), [("init", 0), ("reset", 0), ("step", 0), ("step", 20), ("reset", 30)]
@@ -175,7 +176,7 @@ def test_an_import_that_interrupts_is_a_failure(handler, here, tmp_path):
     assert "leaves.py, line 1 raised KeyboardInterrupt (no Ctrl-C)" in err
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("where_to_run", [[], ["--env.subprocesses"]], ids=["here", "in processes"])
 def test_training_that_hangs_ends_after_one_signal(where_to_run, start, tmp_path):
     hang = settings(where="step", when=48, how="hang")
@@ -204,6 +205,7 @@ def test_a_broken_pipe_is_not_taken_for_a_closed_output(when, here):
     assert "environment 'quits:Quits': BrokenPipeError" in err
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("verb", ["eval", "play", "look"])
 @pytest.mark.parametrize("recipe", ["ppo", "team"])
 def test_other_commands_fail_alike(verb, recipe, here):
@@ -230,6 +232,7 @@ def test_a_callback_that_exits_is_a_failure(tiny, tmp_path):
     assert not Run.load(tmp_path / "r").is_finished
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "message"),
@@ -246,7 +249,7 @@ def test_a_run_of_a_comparison_that_exits_is_a_failure(how, message, here, tmp_p
             run_in_processes([run], jobs=1)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_an_exit_on_ray_is_named(cluster, tmp_path):
     (cluster / "quits.py").write_text(MODULE)
     with pytest.MonkeyPatch.context() as patch:

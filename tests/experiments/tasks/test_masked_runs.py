@@ -105,6 +105,7 @@ class WithoutMasks(MaskedEnv):
         self.place = "nowhere"
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_team_trains_and_evaluates_with_masks(place, tmp_path):
     config = masked_team(place)

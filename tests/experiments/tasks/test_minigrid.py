@@ -51,6 +51,7 @@ def same_mission(one, other):
     return np.array_equal(one["mission"]["words"], other["mission"]["words"])
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize(
     ("wrappers", "layer"),
     [

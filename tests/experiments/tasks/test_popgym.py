@@ -8,6 +8,7 @@ from scrubjay.experiments import Run
 from scrubjay.experiments.commands.main import main
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize(
     ("env_id", "steps_per_episode"),
     [

@@ -379,6 +379,7 @@ def test_safe_wrappers_of_a_file_need_no_trust(here, monkeypatch):
     assert stored_env("two").wrappers == ("FlattenObservation",), "--wrap replaces those of the file"
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize(
     ("text", "is_exact"),
     [("mine:Scale", True), ("TimeLimit(max_episode_steps=7)", True), ("DelayObservation(delay=1)", False)],

@@ -77,6 +77,7 @@ def test_runs_too_short_for_a_curve_are_tabulated_and_named(tiny, tmp_path):
         assert f"\n\nNo curve, since no training episode ended: {names}.\n" in rows
 
 
+@pytest.mark.slow
 def test_the_scores_over_training_are_tabulated_where_they_are_known(tiny, tmp_path):
     success_at_60 = {"solved_at": 0.95, "solved_step": 50, "best_step": 60}
     results = {

@@ -48,6 +48,7 @@ def test_nobody_flies_nobody_gets_anything(city, tmp_path):
     plot_coverage(city.world, tmp_path / "nobody.png")
 
 
+@pytest.mark.slow
 def test_a_picture_of_each_row(city, tmp_path):
     pictures = [
         np.asarray(Image.open(plot_coverage(city.world, tmp_path / "maps" / f"{row}.png", row)))

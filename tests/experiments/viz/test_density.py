@@ -146,7 +146,11 @@ def by_lag(rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("memory", "recall_name"), [("gru", "recall density of the action"), ("hcam", "chunks, layer 0")]
+    ("memory", "recall_name"),
+    [
+        pytest.param("gru", "recall density of the action", marks=pytest.mark.matrix),
+        ("hcam", "chunks, layer 0"),
+    ],
 )
 def test_who_learned_the_maze_looks_back_at_the_cue(memory, recall_name, tmp_path):
     """The reported reads of `hcam` are tested, since no gradient reaches its chunks."""

@@ -92,6 +92,7 @@ def test_pictures_of_several_sizes_and_few_colours_are_written(tmp_path):
     assert len(read_back) == 2
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.requires("imageio_ffmpeg")
 @pytest.mark.parametrize("name", ["-x.mp4", "http:x.mp4", "X.MP4", "é %d.mp4"])
 def test_the_command_writes_a_film_whatever_its_name(name, here, tmp_path):

@@ -82,6 +82,7 @@ def test_it_is_what_the_model_attends_to_and_expects(read):
     assert [step.text for step in trace.steps] == [WORDS[token] for token in tokens]
 
 
+@pytest.mark.slow
 def test_words_are_shown_as_one_text_and_lead_to_their_steps(read, open_page):
     *_, trace = read
     tab = open_page(render_page(trace))
@@ -96,6 +97,7 @@ def test_words_are_shown_as_one_text_and_lead_to_their_steps(read, open_page):
     assert ", 0)" not in tab.evaluate(warm.format(1))
 
 
+@pytest.mark.slow
 def test_inspect_writes_it(folder, tmp_path, capsys):
     words = ["inspect", str(folder), "--text", str(folder / "text.txt"), "--tokens", "20", "--layers", "1"]
     out = ["--out", str(tmp_path / "maps.png"), "--look", str(tmp_path / "read.json")]
@@ -110,6 +112,7 @@ def test_inspect_writes_it(folder, tmp_path, capsys):
     assert "read.html" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_inspect_shows_what_a_policy_keeps(folder, tmp_path, capsys):
     words = ["inspect", str(folder), "--text", str(folder / "text.txt"), "--tokens", "20", "--layers", "1"]
     words += ["--out", str(tmp_path / "maps.png"), "--policy", "sinks", "--budget", "8"]
@@ -142,6 +145,7 @@ def trace_policy(tiny_chat: Any, name: str, **fields: Any) -> Trace:
     return trace_retention(model, tokenizer, cache, tokens, 20, name)
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("name", context.list_policies())
 def test_every_policy_is_seen(tiny_chat, name):
     trace = trace_policy(tiny_chat, name)
@@ -187,6 +191,7 @@ def test_a_prompt_has_some_tokens(tiny_chat):
         trace_retention(model, tokenizer, cache, torch.arange(4), 0, "none")
 
 
+@pytest.mark.slow
 def test_a_chat_is_looked_at_after_each_answer(tiny_chat, tmp_path, monkeypatch):
     for part in tiny_chat:
         part.save_pretrained(tmp_path / "model")
@@ -270,6 +275,7 @@ def test_stopped_it_shows_what_was_read_by_then(retrieval):
     assert "answer" not in trace.about
 
 
+@pytest.mark.slow
 def test_a_browser_shows_it(retrieval, open_page):
     recorder, _, result = retrieval
     tab = open_page(render_page(recorder.trace("a text", result)))

@@ -30,6 +30,7 @@ def test_settings_lead_to_other_places(finished_run, here, tmp_path):
     assert same.trace == read_trace(out)
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("ending", FORMATS)
 def test_it_is_kept_as_the_name_says(episode, tmp_path, ending):
     look = scrubjay.look(episode)
@@ -49,6 +50,7 @@ def test_a_map_of_steps_side_by_side_has_the_largest_weights(episode):
             assert rows[place] == whole[name][step, sources].max()
 
 
+@pytest.mark.slow
 def test_a_strangers_trace_is_drawn_however_long_it_is_and_whatever_its_name_is(here, tmp_path):
     """A full map of 30,000 by 30,000 steps would take 3.6 GB."""
     steps = [Step(number) for number in range(30_000)]

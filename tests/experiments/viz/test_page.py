@@ -56,6 +56,7 @@ def hostile(text: str) -> Trace:
     return Trace("agent", text, steps, {text: text}, text, 10.0, (PICTURE,), {text: (0.0, None)}, tables)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_leaves_the_data_it_is_in(text):
     plain, spoilt = render_page(hostile("x")), render_page(hostile(text))
@@ -78,6 +79,7 @@ def test_the_page_asks_for_nothing_and_runs_its_own_script_alone():
     assert "unsafe" not in policy[1]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     "text", [*HOSTILE[:8], *(pytest.param(text, marks=pytest.mark.slow) for text in HOSTILE[8:])]
 )
@@ -92,6 +94,7 @@ def test_a_browser_shows_a_strangers_text_and_runs_none(open_page, text):
     assert tab.url.startswith("file:")
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("text", HOSTILE[::5])
 def test_a_model_s_words_are_shown_and_run_nothing(open_page, text):
     recalls = tuple(
@@ -149,6 +152,7 @@ def test_keys_choose_what_recalls(open_page, episode):
         assert selected_name() == name
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize("width", [390, 1100])
 def test_axes_say_what_rows_and_columns_stand_for(open_page, episode, width):
     tab = open_page(render_page(episode), width=width)
@@ -230,6 +234,7 @@ def test_what_recalls_nothing_has_no_room_for_it(open_page):
     assert not tab.is_visible("#read")
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("choice", ["toString", "constructor", "__proto__", "hasOwnProperty"])
 def test_a_choice_is_told_whatever_its_name(open_page, choice):
     tab = open_page(render_page(Trace("agent", "a turn", (Step(0, choice=choice),))))
@@ -249,6 +254,7 @@ def test_it_plays_to_the_end_and_rests(open_page, episode):
     assert at(tab) < last
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize("width", [360, 1100])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_both_schemes(open_page, episode, width, scheme):

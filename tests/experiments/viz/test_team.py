@@ -98,6 +98,7 @@ def test_without_rounds_nobody_is_heard():
         trace_team(policy_for(), ENV, max_steps=0)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_team_is_looked_at(tmp_path, capsys):
     config = TeamTaskConfig(
         env=dataclasses.replace(ENV, num_envs=2),

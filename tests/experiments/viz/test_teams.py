@@ -10,6 +10,7 @@ from scrubjay.experiments import RECIPES
 pytestmark = pytest.mark.usefixtures("trained_here")
 
 
+@pytest.mark.slow
 def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
     code, _, err = here(
         "compare", "--recipes", "uav-small", "--methods", "gamatr", "mappo", "--seeds", "0", "--jobs",
@@ -25,6 +26,7 @@ def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
     assert {json.loads(file.read_text())["episodes"] for file in (tmp_path / "out").glob("*-rule-*")} == {3}
 
 
+@pytest.mark.slow
 def test_a_shared_actor_is_compared_with_rules_in_teams_of_other_sizes(tmp_path, here, monkeypatch):
     fewer = dataclasses.replace(RECIPES["uav-three"], sizes=("num_uavs", (2, 3)))
     monkeypatch.setitem(RECIPES, "uav-three", fewer)

@@ -137,6 +137,7 @@ def test_decays_above_one_do_not_overflow_where_no_state_does():
     assert not after.any()
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize("pairs", [False, True])
 def test_gradients_of_any_order_are_those_of_finite_differences(pairs):
     arguments = draw(6, pairs=pairs, width=(2,), starts=0.3)

@@ -24,6 +24,7 @@ def leaves(arguments):
     return [arguments[name].clone().requires_grad_() for name in tensor_names(arguments)]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("rule", "channel"), CASES)
 def test_first_and_second_derivatives(draw, rule, channel):
     arguments = draw(1, 1, 5, 1, 2, 2, channel, starts=0.3, rule=rule, chunk_size=4)

@@ -51,6 +51,7 @@ def test_values_and_gradients_equal_the_definition(
     assert_same(outcome(arguments, implementation="torch"), expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("channel", [False, True])
 def test_long_segments_of_large_batches_run_in_parts(draw, outcome, assert_same, rule, channel):
@@ -187,6 +188,7 @@ def test_nothing_before_a_start_has_an_effect_behind_it(draw, rule, channel, rea
     assert all(torch.equal(*pair) for pair in zip(*result, strict=True))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e300])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("channel", [False, True])
@@ -316,6 +318,7 @@ def test_a_step_compiles_and_exports_with_any_batch_size(draw):
             torch.testing.assert_close(result, right, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_segment_compiles(draw):
     arguments = draw(13, time=20, starts=0.2)
     run = torch.compile(lambda inputs: linear_memory(**inputs), fullgraph=True, backend="aot_eager")

@@ -110,6 +110,7 @@ def run(arguments: dict[str, Any], implementation: Any, **options):
     return [*outputs, surprise], list(gradients)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", LEARNINGS)
 @settings(max_examples=25, deadline=None)
 @given(
@@ -158,6 +159,7 @@ def test_steps_equal_chunks(name, options):
     torch.testing.assert_close(state[::2], after[::2], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", LEARNINGS)
 @pytest.mark.parametrize("norm", [False, True])
 def test_derivatives_equal_finite_differences_twice(name, norm):
@@ -259,6 +261,7 @@ def test_a_token_of_memora_is_its_closed_form(forgets_to):
     assert (result > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgets_to", ["born", "uniform"])
 def test_weights_stay_distributions_for_a_hundred_thousand_steps(forgets_to):
     learning = Learning("gelu", mirror=Simplex(2.0, forgets_to))

@@ -92,6 +92,7 @@ def run(
     return [y, surprise, *after], list(gradients)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("implementation", ["torch", "closed"])
 @settings(max_examples=40, deadline=None)
 @given(**CASE, **OPTIONS)
@@ -177,7 +178,8 @@ def test_steps_equal_chunks(depth, options):
     torch.testing.assert_close(list(state), list(after), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.matrix)])
 def test_derivatives_equal_finite_differences_twice(depth):
     arguments = draw(batch=1, chunks=2, chunk_size=2, heads=1, depth=depth, width=2, borders=False)
     inputs = [x.requires_grad_() for x in leaves(arguments)]
@@ -200,6 +202,7 @@ def test_derivatives_equal_finite_differences_twice(depth):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("interval", [2, 3, 20])
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("borders", [False, True])

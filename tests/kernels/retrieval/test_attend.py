@@ -49,6 +49,7 @@ def choose_and_attend(arguments, path, **options):
     return out, lse
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -223,6 +224,7 @@ def test_landmark_attention_is_a_merge_of_retrieval_and_local_attention():
     torch.testing.assert_close(merge([far, near])[0, 0, 0], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("path", ["reference", *PATHS])
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 def test_merged_read_outs_have_the_gradients_of_finite_differences(draw, path, combine):

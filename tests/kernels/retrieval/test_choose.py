@@ -39,6 +39,7 @@ def draw_inputs(seed, batch, time, heads, chunks, masked, integers=False) -> dic
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 1000),

@@ -14,6 +14,7 @@ PATHS: list[Any] = ["dense", "gather", "listed"]
 TENSORS = ["query", "keys", "values", "summaries"]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -107,6 +108,7 @@ def test_of_equal_scores_the_earlier_chunk_wins(draw, path):
     torch.testing.assert_close(out, chunk_retrieval(**first_two, top_k=2), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("path", PATHS)
 def test_gradients_match_finite_differences(draw, path):
     arguments = draw(3, batch=1, time=2, chunks=3, length=2, heads=2, groups=1, width=3)
@@ -199,6 +201,7 @@ def test_bad_dtypes_are_named(draw, change, message):
         chunk_retrieval(**arguments, top_k=1)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 @pytest.mark.parametrize("path", PATHS)
 def test_second_derivatives_match_finite_differences(draw, path, combine):
@@ -250,6 +253,8 @@ def operator_arguments(arguments, **options):
     )
 
 
+@pytest.mark.one_in(4)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -291,6 +296,7 @@ def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(draw, t
     torch.testing.assert_close(grads, expected)
 
 
+@pytest.mark.slow
 def test_the_operator_is_differentiable_again_on_the_cpu(draw):
     arguments = draw(15, batch=1, time=2, chunks=3, length=2, heads=2, groups=1, width=3)
     leaves = [arguments[n].requires_grad_() for n in TENSORS]
@@ -318,6 +324,7 @@ def test_an_exported_call_needs_no_operator_of_ours_and_takes_any_batch(draw, ti
     torch.testing.assert_close(program.module()(**other), chunk_retrieval(**other, top_k=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [1, 5])
 def test_an_exported_call_takes_more_rows_than_go_at_once(draw, time, monkeypatch):
     class Readout(torch.nn.Module):

@@ -16,6 +16,7 @@ PATHS: list[Any] = ["dense", "banded"]
 TENSORS = ["query", "keys", "values", "sink_logit"]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -223,6 +224,7 @@ def test_the_op_is_registered_soundly(tiny):
             assert real.is_contiguous() == fake.is_contiguous()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("path", ["auto", pytest.param("banded", marks=pytest.mark.slow)])
 def test_it_compiles_as_one_graph_forward_and_backward(draw, assert_same, path):
     arguments = draw(14, time=40, cache_size=6, dtype=torch.float32)

@@ -72,6 +72,7 @@ def test_slots_that_no_query_sees_may_hold_anything(draw, readout_and_gradients,
     assert_same(readout_and_gradients(arguments, **options), clean, tolerance=0)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("sink_logit", [True, False])
 @pytest.mark.parametrize("path", [*PATHS, "op"])
 def test_first_and_second_derivatives_match_finite_differences(tiny, path, sink_logit):

@@ -220,6 +220,7 @@ action = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(statement, st.lists(action, max_size=3)), max_size=5), st.booleans())
 def test_undone_one_by_one_all_searches_find_what_they_found(texts_and_changes, dense):

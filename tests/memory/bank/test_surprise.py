@@ -61,6 +61,7 @@ def test_what_was_told_often_surprises_less_and_what_is_new_more(tmp_path):
         assert importance(bank, bank.add("earthquake then", importance=0.3, merge=False)) == 0.3
 
 
+@pytest.mark.slow
 def test_what_was_learned_is_the_same_bits_after_restarts_and_with_several_writers(tmp_path):
     numbers = range(SAVE_INTERVAL + 40)
     with open_bank(tmp_path / "one.db") as bank:

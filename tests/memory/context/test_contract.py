@@ -40,6 +40,7 @@ def test_every_policy_is_in_the_suite():
     assert SMALL.keys() == LARGE.keys() == set(POLICIES)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("cuts", [[], [1, 2, 3, 30, 31], list(range(1, 40))])
 @pytest.mark.parametrize("name", POLICIES)
 def test_nothing_dropped_is_full_attention(name, cuts, model, text):
@@ -96,6 +97,7 @@ def test_token_by_token_is_all_at_once(name, model, text):
         close(read(model, context.PolicyCache(policy, model), text, cuts), expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("by", [1, 7, 30])
 @pytest.mark.parametrize("name", POLICIES)
 def test_rows_are_independent(name, by, model, text):
@@ -133,6 +135,7 @@ def test_padding_between_turns(name, model, text):
     close(torch.cat([logits[:1, :20], logits[:1, 24:]], dim=1), alone)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", POLICIES)
 def test_generate_in_a_padded_batch_and_turn_after_turn(name, model, text):
     policy = small(name)
@@ -163,6 +166,7 @@ def test_generate_in_a_padded_batch_and_turn_after_turn(name, model, text):
         )
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", POLICIES)
 def test_assisted_decoding_gives_the_same_text_or_is_refused_by_name(name, model, tiny_llama, text):
     policy = small(name)
@@ -307,6 +311,7 @@ def test_reset_forgets(name, model, text):
     close(read(model, cache, text), read(model, context.PolicyCache(cache.policy, model), text))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("name", POLICIES)
 def test_rows_are_reordered_and_repeated(name, padding, model, text):
@@ -322,6 +327,7 @@ def test_rows_are_reordered_and_repeated(name, padding, model, text):
     close(logits, again[:, 30:])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_conversation_is_saved_and_goes_on(name, padding, model, tiny_llama, text, tmp_path):

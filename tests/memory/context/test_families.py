@@ -85,6 +85,7 @@ def decode(length, first=0):
     return list(range(first + 1, length))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_full_policy_is_the_models_own_cache(family):
     model = make(family)
@@ -232,6 +233,7 @@ def read_and_record(model, cache, ids, cuts, monkeypatch):
     return read(model, cache, ids, cuts), tokens_read
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize(
     "family",
@@ -275,6 +277,7 @@ MIXED = ["gemma3", "gpt_oss", "llama4", "qwen3_next", "lfm2", "falcon_h1", "falc
 """At least one family for every layer type."""
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["full", "sinks"])
 @pytest.mark.parametrize("family", MIXED)
 def test_saved_copied_and_reordered_caches_continue_alike(family, name, tmp_path):
@@ -297,6 +300,7 @@ def test_saved_copied_and_reordered_caches_continue_alike(family, name, tmp_path
     close(read(model, cache, ids[:, 30:], decode(10)), expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bytes_are_those_of_the_models_own_cache(family):
     model = make(family)
@@ -325,6 +329,7 @@ def test_bytes_are_those_of_the_models_own_cache(family):
     assert cache.nbytes() == cache.policy.nbytes(LENGTH, shape) + window_bytes + states
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("family", MIXED)
 def test_generation_by_beams_and_of_padded_batches_is_the_models_own(family):
     model: Any = make(family)

@@ -79,6 +79,7 @@ def with_generation_code(folder: Path, mark: Path) -> None:
     (folder / "custom_generate" / "generate.py").write_text(f"open({str(mark)!r}, 'w').close()")
 
 
+@pytest.mark.one_in(5, rest="slow")
 @pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize(
     "write", [with_model_code, with_config_code, with_tokenizer_code, with_generation_code]
@@ -184,6 +185,7 @@ def test_a_chat_model_refuses_pickles_unless_trust_is_set(folder):
         model.invoke("hi")
 
 
+@pytest.mark.slow
 def test_safetensors_are_read_beside_a_pickle_and_in_parts(folder, tiny_chat):
     weights = weights_of(folder)
     torch.save(weights, folder / "pytorch_model.bin")

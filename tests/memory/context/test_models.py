@@ -93,6 +93,7 @@ def test_supported_models_pass_the_test_call(tmp_path, family):
         context.load_model(tmp_path, under_policy=True)
 
 
+@pytest.mark.slow
 def test_progress_bars_of_gguf_files_stay_out_of_logs(smollm2_and_stderr):
     gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
 

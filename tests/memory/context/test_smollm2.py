@@ -45,6 +45,7 @@ def test_sinks_save_the_window(smollm2, ids):
     assert sinks < full + 0.5 < window
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_policy_serves_half_precision_as_float32(smollm2, ids, dtype):

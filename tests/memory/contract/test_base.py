@@ -21,6 +21,7 @@ class ScaledWeight(nn.Module):
         return weight * self.scale
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", memory.list_memories())
 def test_parametrized_weights_get_the_same_gradients_from_segments_and_steps(name):
     torch.manual_seed(0)

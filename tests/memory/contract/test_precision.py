@@ -44,6 +44,7 @@ def build(kind):
     return module
 
 
+@pytest.mark.slow
 def test_a_norm_in_float32_passes():
     assert check_memory(build(Normalized), autocast=True)
 
@@ -83,6 +84,7 @@ class StepsTooFar(HCAM):
         return (1.25 * y if x.shape[1] == 1 and torch.is_autocast_enabled("cpu") else y), after
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("seed", range(3))
 def test_choices_that_rounding_changes_hide_no_fault_in_other_rows(seed):
     # With one chunk of one step, rounding changes some choices in every second of these runs.

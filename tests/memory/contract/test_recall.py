@@ -57,6 +57,7 @@ def inputs(module, seed=1):
     return torch.randn(3, STEPS, module.dim, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("name", "fields"), CASES)
 def test_reads_are_of_this_episode_and_independent_of_other_rows(name, fields):
     module = build_memory(name, fields)
@@ -101,6 +102,7 @@ SINGLE = {
 """Memories with one layer, where the stored item of a step depends on its own input alone."""
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize(("name", "fields"), SINGLE.items(), ids=SINGLE)
 def test_an_output_depends_on_the_steps_that_were_read_and_on_no_other(name, fields):
     module = build_memory(name, fields)

@@ -74,6 +74,7 @@ def assert_alike(actual, expected, tolerance=1e-6):
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stepper_equals_the_steps(name):
     """Test random starts, weight updates in between, and a new stepper from the state of an old one."""
@@ -102,6 +103,7 @@ def in_units(name):
     return memory.make(name, dim=DIM, **dict.fromkeys(sizes & {"num_layers", "num_heads", "num_chunks"}, 1))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("rows", [1, ROWS])
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_the_initial_state_is_not_modified_whatever_its_layout(name, rows):
@@ -135,6 +137,7 @@ def test_a_state_without_rows_gives_no_outputs(name):
     assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in initial.items()}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_initial_and_returned_states_are_not_modified(name):
     module = memory.make(name, dim=DIM)
@@ -154,6 +157,7 @@ def test_initial_and_returned_states_are_not_modified(name):
         assert torch.equal(out[key], returned_copies[key]), f"{key} of the returned state has changed"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_a_saved_state_continues_with_the_same_steps(name):
     module = memory.make(name, dim=DIM)
@@ -165,7 +169,7 @@ def test_a_saved_state_continues_with_the_same_steps(name):
     assert_alike(one, two, tolerance=0.0)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("bad_value", [float("nan"), float("inf"), 1e20, 1e30])
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_invalid_values_affect_only_their_row_until_its_next_episode(name, bad_value):
@@ -193,6 +197,7 @@ def test_invalid_values_affect_only_their_row_until_its_next_episode(name, bad_v
     torch.testing.assert_close(after, expected, rtol=0, atol=rounding)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_outputs_are_nan_at_the_same_steps_as_without_a_stepper(name):
     """Sampler and learner must get NaN at the same steps."""

@@ -13,6 +13,7 @@ from scrubjay.memory.sparse.nsa import NSALayer
 NAMES = ("landmark", "moba", "nsa")
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "sizes",

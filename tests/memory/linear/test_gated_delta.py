@@ -165,7 +165,11 @@ def turns(rows, length):
 
 
 @pytest.mark.parametrize(
-    ("draw", "modulus", "steps"), [(ones, 2, 150), pytest.param(turns, 3, 400, marks=pytest.mark.slow)]
+    ("draw", "modulus", "steps"),
+    [
+        pytest.param(ones, 2, 150, marks=pytest.mark.slow),
+        pytest.param(turns, 3, 400, marks=pytest.mark.matrix),
+    ],
 )
 def test_counting_is_learned_with_negative_eigenvalues_alone(draw, modulus, steps):
     assert count_accuracy(draw, modulus, negative=True, steps=steps) > 0.8

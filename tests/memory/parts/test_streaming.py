@@ -59,6 +59,7 @@ def run_by_autograd(monkeypatch, *args, **options):
         return run(*args, **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     dim=st.sampled_from([8, 12, 16]),

@@ -96,6 +96,7 @@ cases = given(
 )
 
 
+@pytest.mark.slow
 @cases
 @settings(max_examples=12, deadline=None)
 def test_segment_agrees_with_one_query_at_a_time(window, time, rate, seed):
@@ -107,6 +108,7 @@ def test_segment_agrees_with_one_query_at_a_time(window, time, rate, seed):
         )
 
 
+@pytest.mark.slow
 @cases
 @settings(max_examples=25, deadline=None)
 def test_steps_agree_with_segment_and_so_do_gradients(window, time, rate, seed):
@@ -196,7 +198,7 @@ def test_a_step_ignores_the_values_in_empty_slots():
     assert torch.equal(module.step(x[:, 0], with_nan, age), module.step(x[:, 0], recent, age))
 
 
-@pytest.mark.slow  # the memories built on it compile and export in test_conformance.py
+@pytest.mark.matrix  # memories built on it compile and export in test_conformance.py
 def test_step_compiles_and_exports_with_dynamic_batch():
     class Step(nn.Module):
         def __init__(self) -> None:

@@ -115,6 +115,7 @@ def run_steps(module: WindowAttention, x: Tensor, recent: Tensor, age: Tensor, s
     return torch.stack(outputs, dim=1)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 @given(
     window=st.integers(1, 9),
@@ -225,6 +226,7 @@ def test_segment_weights_give_the_output(options):
     assert not weights.masked_select(behind[:, None]).any()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_a_memory_of_each_option_obeys_the_laws(options):
     torch.manual_seed(0)
@@ -232,6 +234,7 @@ def test_a_memory_of_each_option_obeys_the_laws(options):
     memory.check_memory(module, laws=(1, 2, 3, 4, 5, 6, 7, 9), dtypes=(torch.float64,), steps=24)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_its_step_compiles_and_autocast_changes_no_dtypes(options):
@@ -239,6 +242,7 @@ def test_its_step_compiles_and_autocast_changes_no_dtypes(options):
     memory.check_memory(module, dtypes=(torch.float32,), steps=24, compile_backend="eager", autocast=True)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_hcam_has_them_too(options):
@@ -247,6 +251,7 @@ def test_hcam_has_them_too(options):
     memory.check_memory(module, laws=(1, 2, 6, 7, 9), dtypes=(torch.float64,), steps=24)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["gtrxl", "hcam"])
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_steps_in_place_are_the_steps(name, options, check_stepper):

@@ -44,6 +44,7 @@ class Turning(ScanMemory[torch.Tensor]):
 KINDS = [TurningConfig(10, pairs, steady) for pairs in (False, True) for steady in (False, True)]
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("config", KINDS, ids=str)
 def test_numbers_and_pairs_with_and_without_a_decay_for_all_steps_obey_the_laws(config):
     torch.manual_seed(0)

@@ -99,6 +99,7 @@ class Oracle:
         return [rotate(key, behind) for key in keys], landmark + layer.feed_forward(landmark)
 
 
+@pytest.mark.one_in(2, rest="slow")
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=20, deadline=None)
 @given(

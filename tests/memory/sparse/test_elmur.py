@@ -114,6 +114,7 @@ class Oracle:
             slots[oldest] = (blend * new + (1 - blend) * old, self.time)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -155,6 +156,7 @@ def test_without_blending_the_first_chunks_stay_for_good():
     assert (early["slots_0"] != 0).any(-1).all()
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_full_for_good_is_no_breach_of_law_9(seed):
     module = ELMURConfig(dim=16, chunk_size=2, num_slots=2, blend=0.0).build()

@@ -83,6 +83,7 @@ def build(dim=8, seed=0, **sizes):
     return module
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10_000),

@@ -20,6 +20,7 @@ SEGMENTS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(**SEGMENTS)
 def test_gradients_are_those_of_plain_operations(trial, plainly, close, **fields):
@@ -33,12 +34,14 @@ def test_gradients_of_one_output_alone(trial, plainly, close, output):
     close(case.gradients(outputs=output), plainly(case.gradients, outputs=output))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, 3])
 def test_further_derivatives_go_the_plain_way(trial, plainly, close, order):
     case = trial([3], 6, 0.2, 3, dim=8, chunk_size=4, num_persistent=1)
     close(case.gradients(order), plainly(case.gradients, order), 1e-8)
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences(trial):
     case = trial([3], 6, 0.2, 4, dim=8, chunk_size=4, num_persistent=1)
 

@@ -1,5 +1,6 @@
 """Tests of the custom forward pass of a segment against plain operations."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ SEGMENTS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(**SEGMENTS)
 def test_outputs_surprises_and_states_are_those_of_plain_operations(trial, plainly, close, **fields):

@@ -39,6 +39,7 @@ def test_blocks_equal_plain_operations(steps, taps, monkeypatch):
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taps", [0, 2])
 def test_second_derivatives_equal_finite_differences(taps, monkeypatch):
     monkeypatch.setattr(heads_module, "_BLOCK", 12 * 2)

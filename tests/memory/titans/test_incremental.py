@@ -23,6 +23,7 @@ def test_a_context_may_be_cut_anywhere(check_stepper, fields):
     check_stepper(module, x)
 
 
+@pytest.mark.one_in(3, rest="slow")
 @pytest.mark.parametrize("name", ["titans_mag", "titans_mal"])
 @pytest.mark.parametrize(
     "fields",

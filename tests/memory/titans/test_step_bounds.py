@@ -20,6 +20,7 @@ def streams(dim: int) -> torch.Tensor:
     return torch.stack([noise, four[torch.randint(4, (STEPS,))], one.expand(STEPS, dim)])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("autocast", [False, pytest.param(True, marks=MATRIX)], ids=["float32", "autocast"])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
@@ -35,6 +36,7 @@ def test_a_memory_without_bounds_stays_bounded_at_its_defaults(name, depth, auto
         assert state["delta_0"].abs().max() < 2
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize(

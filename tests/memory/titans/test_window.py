@@ -21,6 +21,7 @@ SEGMENTS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(**SEGMENTS)
 def test_outputs_and_gradients_are_those_of_plain_operations(trial, plainly, close, **fields):

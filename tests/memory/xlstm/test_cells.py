@@ -123,6 +123,7 @@ def test_the_plain_loop_runs_only_for_sums_outside_the_range(monkeypatch):
         assert len(calls) == count, log_input
 
 
+@pytest.mark.slow
 def test_first_and_second_derivatives():
     start, *tensors = draw(5, batch=2, time=4, heads=2, width=2)
     leaves = [x.requires_grad_() for x in tensors]

@@ -95,6 +95,7 @@ def test_heads_are_at_least_8_wide_by_default(dim, heads):
     assert XLSTMConfig(dim).heads == heads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "seed"), [(8, 0), (8, 8), (32, 2), (32, 9)])
 def test_gradients_are_exact_in_the_middle_of_a_long_episode(dim, seed):
     """Sums over hundreds of steps cancel out in some reads. Input gates near 1 would give errors to 6e-5."""

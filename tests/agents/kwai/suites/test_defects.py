@@ -180,6 +180,7 @@ def test_10_no_network_is_touched(monkeypatch):
     assert agent.invoke("When?")["usage"]["total_tokens"] > 0
 
 
+@pytest.mark.slow
 def test_the_agent_is_imported_without_a_tokenizer_or_a_tensor():
     source = str(Path(__file__).parents[4] / "src")
     code = (

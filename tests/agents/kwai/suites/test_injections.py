@@ -192,6 +192,7 @@ def test_there_are_many_attempts_of_many_kinds():
         assert channels == {"tool", "error", "page", "memory", "knowledge"}
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("native", [True, False], ids=["native", "json"])
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=names)

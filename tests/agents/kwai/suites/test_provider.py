@@ -53,6 +53,7 @@ THINKING = [
 ]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("way", ["invoke", "stream", "ainvoke", "astream"])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_native_calls_over_several_steps(way, language):
@@ -156,6 +157,7 @@ def test_a_call_that_was_cut_off_is_not_run():
     assert (result["stopped"], len(sent_texts), server.rejections) == ("unreadable_plan", 2, [])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("at", [0, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 2))])
 @pytest.mark.parametrize(
     ("failure", "error"),

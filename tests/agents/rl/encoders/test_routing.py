@@ -76,6 +76,7 @@ def test_what_a_region_has_not_chosen_counts_nothing() -> None:
     assert not torch.equal(other, output)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences() -> None:
     torch.manual_seed(0)
     block = RoutingBlock(8, 4, 5, regions=2, top_k=2).double()

@@ -235,6 +235,7 @@ def test_a_resumed_sampler_goes_on_with_the_mask():
     assert torch.equal(get_masks(segment), get_masks(expected))
 
 
+@pytest.mark.slow
 def test_a_masked_choice_is_learned():
     """Reward 1 for the first action, which is allowed half of the time: the best return is known."""
     envs = make_envs(16, actions="discrete", length=8)

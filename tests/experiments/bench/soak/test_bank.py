@@ -86,7 +86,7 @@ def test_a_search_that_finds_something_else_is_found(path):
         find(other, bank, [12], "words")
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_small_soak_passes_and_resumes(tmp_path):
     soak = BankSoak(records=2000, kills=5, batch=50, dimension=8)

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 SMALL = SegmentsSoak(memories=("gru",), steps=200, dim=8)
 
 
+@pytest.mark.slow
 def test_an_ordinary_memory_passes():
     rows = run_memory(SMALL, "gru")
     assert [row["part"] for row in rows] == ["step", "cut", "whole", "learn"]

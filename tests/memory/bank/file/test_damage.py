@@ -71,6 +71,7 @@ def drive(path, ids, embeddings):
     return refusals
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("with_embeddings", [True, False])
 @pytest.mark.parametrize("seed", range(4))
@@ -108,6 +109,7 @@ COLUMNS = {
 VALUES = ("x", b"\xff\xfe", "", 10**18, -1.5e300, "[1]", "[" * 100_000, "{", b"\0" * 7)
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("table", "column"), [(table, name) for table, names in COLUMNS.items() for name in names.split()]

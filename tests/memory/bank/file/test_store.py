@@ -68,6 +68,7 @@ def test_several_processes_write_one_file(tmp_path):
         assert all(record.sayings == 3 for record in bank.recent(200) if record.text.startswith("shared"))
 
 
+@pytest.mark.slow
 def test_the_log_shrinks_once_no_reader_needs_it(tmp_path, monkeypatch):
     """The log grows during a long search, and at most `_LOG_SIZE` bytes of it stay afterwards."""
     limit = 2**20

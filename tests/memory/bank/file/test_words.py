@@ -27,6 +27,7 @@ def test_every_part_of_a_chinese_sentence_finds_it(sentence, data):
     assert matches(f"On Monday: {sentence}, at noon", sentence[start:end])
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30), st.text(max_size=30))
 @settings(max_examples=50)
 def test_no_text_is_a_syntax_error(text, query):

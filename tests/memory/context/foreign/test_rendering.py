@@ -194,6 +194,7 @@ HUGE = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", HUGE)
 def test_an_endless_or_huge_template_is_refused(name):
     with pytest.raises(TemplateLimitError, match=r"^the chat template is refused: .*chat_template="):
@@ -237,6 +238,7 @@ def test_other_operations_are_refused(template, reason):
         render_chat(TOKENIZER, template, MESSAGES)
 
 
+@pytest.mark.slow
 def test_the_steps_grow_with_the_conversation():
     """A template may compare each message with all others."""
     template = (

@@ -44,6 +44,7 @@ def test_headers_have_the_sizes(tmp_path):
     assert read_sizes([tmp_path / "b.safetensors"]) is None
 
 
+@pytest.mark.one_in(4, rest="slow")
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "fields",
@@ -73,6 +74,7 @@ def test_a_config_that_asks_for_more_than_the_weights_is_refused(folder, fields,
     assert type(refusal.value) is ValueError
 
 
+@pytest.mark.slow
 def test_each_limit_is_checked_in_this_thread_only():
     with size_limits("m", SIZES, False):
         torch.nn.Linear(10, 10, device="meta")

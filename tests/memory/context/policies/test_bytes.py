@@ -50,6 +50,7 @@ def policies():
             )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("name", "fields"), policies())
 def test_bytes_are_those_of_all_tensors(name, fields, dtype, tiny_llama, text):
