@@ -209,12 +209,12 @@ def _load_baselines(
     Raises ValueError if a difference would not be meaningful.
     """
     from scrubjay.experiments.commands.loading import load_agent
+    from scrubjay.experiments.recipes.overrides import with_env_settings
     from scrubjay.experiments.viz.differences import check_bias, check_gap, memory_bias, observability_gap
 
-    if settings and (options.full or options.memoryless):
+    if settings and options.full:
         raise ValueError(
-            "--set cannot be combined with --full or --memoryless: "
-            "--set would change the evaluated run, but not the run that it is compared with"
+            "--set cannot be combined with --full, whose task differs; evaluate each run with its own --set"
         )
     baselines: dict[str, _BaselineRun] = {}
     if options.full is not None:
@@ -230,9 +230,8 @@ def _load_baselines(
     if options.memoryless is not None:
         other, other_config = load_agent(options.memoryless, options.trust)
         check_bias(config, other_config)
-        baselines["gain from memory"] = _BaselineRun(
-            other.path, other.policy_for(other_config.env), other_config.env, memory_bias
-        )
+        env = with_env_settings(other_config.env, settings)
+        baselines["gain from memory"] = _BaselineRun(other.path, other.policy_for(env), env, memory_bias)
     return baselines
 
 

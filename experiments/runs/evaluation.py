@@ -125,7 +125,7 @@ class EpisodeScores:
             if set(self.successes) <= {0.0, 1.0}:
                 low, high = wilson_interval(round(sum(self.successes)), len(self.successes))
             else:
-                low, high = normal_interval(self.successes)
+                low, high = np.clip(normal_interval(self.successes), 0.0, 1.0).tolist()
             summary |= {"success": float(np.mean(self.successes)), "success_low": low, "success_high": high}
         return summary | {name: float(np.mean(values)) for name, values in self.measures.items()}
 

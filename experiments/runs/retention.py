@@ -44,7 +44,7 @@ def summarize_scores(
     """Return the final and the best score of a run, and whether it solved its task and lost it again.
 
     The scores are those of the evaluations during training. Without evaluations they are means over the last
-    100 training episodes, whose actions are sampled. A score is the success rate if there is one, else the
+    100 training episodes, whose actions are sampled, and the final evaluation can be the best score. A score is the success rate if there is one, else the
     return.
 
     | field | |
@@ -78,6 +78,8 @@ def summarize_scores(
     final = dict(result) if measures[0] in result else _strip(evaluations[-1]) if evaluations else {}
     summary = {"final": final[measures[0]]} if final else {}
     summary |= {"best": best[column], "best_step": best["step"], "evaluations": len(evaluations)}
+    if not evaluations and summary.get("final", -math.inf) > best[column]:
+        summary |= {"best": summary["final"], "best_step": rows[-1]["step"]}
     threshold = find_solved_score(measures[0])
     if threshold is None:
         return summary

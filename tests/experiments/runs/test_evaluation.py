@@ -99,6 +99,12 @@ def test_the_policy_goes_on_training_and_what_never_ends_is_said(finished_run):
         policy.eval()
 
 
+def test_the_interval_of_a_share_lies_between_0_and_1():
+    summary = EpisodeScores((1.0,) * 4, (1,) * 4, (1.0, 1.0, 1.0, 0.9)).summary()
+    assert (summary["success"], summary["success_high"]) == (0.975, 1.0)
+    assert 0.9 < summary["success_low"] < 0.975
+
+
 def test_success_that_is_yes_or_no_has_an_interval_within_it():
     always = EpisodeScores((1.0,) * 20, (1,) * 20, (1.0,) * 20).summary()
     assert 0.8 < always["success_low"] < always["success_high"] <= 1

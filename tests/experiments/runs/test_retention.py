@@ -368,6 +368,13 @@ def test_a_run_that_solved_and_lost_its_task():
     assert describe_scores(summary) == texts
 
 
+def test_without_evaluations_a_better_final_evaluation_is_the_best_score():
+    rows = windows(0.2, 0.5, 0.4)
+    assert summarize(rows, final(42))["best"] == 0.5
+    summary = summarize(rows, final(70))
+    assert (summary["best"], summary["best_step"], summary["evaluations"]) == (0.7, 30, 0)
+
+
 @pytest.mark.parametrize(
     ("successes", "is_lost"),
     [

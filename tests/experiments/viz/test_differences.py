@@ -120,6 +120,20 @@ def test_the_command_tells_both(runs, capsys):
     assert gap == pytest.approx(returns[1] - returns[0], abs=2e-3)
 
 
+def test_settings_apply_to_both_runs(runs, capsys):
+    words = ["--episodes", "4", "--set", "k=2"]
+    assert main(["eval", str(runs / "partial"), *words, "--memoryless", str(runs / "memoryless")]) == 0
+    out = capsys.readouterr().out
+    assert main(["eval", str(runs / "memoryless"), *words]) == 0
+    returns = [
+        float(line.split()[1])
+        for line in (out + capsys.readouterr().out).splitlines()
+        if line[:6] == "return"
+    ]
+    gain = float(out.split("gain from memory")[1].split()[0])
+    assert gain == pytest.approx(returns[0] - returns[1], abs=2e-3)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
