@@ -10,7 +10,14 @@ from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState
 from langchain.agents.middleware.types import ModelRequest, PrivateStateAttr
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, convert_to_messages
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_messages,
+)
 from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import ToolCallRequest
@@ -113,6 +120,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         declare: Mapping[str, str] | None = None,
         roles: Sequence[str] = _ROLES,
         user_names: Sequence[str] = USER_NAMES,
+        turns: int | None = None,
     ) -> None:
         """Connect a bank to an agent.
 
@@ -135,6 +143,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
                 answers contain little information.
             user_names: Values of `name` in messages of the user. A human message with another name is
                 untrusted, because graphs pass texts of tools and other agents in this way.
+            turns: Number of the last turns that the model sees; a turn begins with a message of the user.
+                Earlier turns are recalled as all records are. Default: all turns. A small model copies its
+                earlier answers, so 1 suits it.
 
         Raises ValueError or TypeError if an argument is invalid.
         """
@@ -142,6 +153,8 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         if not isinstance(bank, MemoryBank):
             raise TypeError(f'bank={bank!r}: pass a bank, such as MemoryBank("facts.db")')
         check_count("k", k, 1)
+        check_count("turns", 1 if turns is None else turns, 1)
+        self._turns = turns
         self._bank, self._k, self._budget, self._count_tokens = bank, k, token_budget, count_tokens
         self._namespace = namespace if callable(namespace) else check_template(namespace)
         self._kinds = check_choices("kinds", kinds, KINDS)
@@ -154,11 +167,12 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         self._pack([{"id": "", "kind": "", "trust": "", "text": "word " * (token_budget + 1)}])
 
     def before_model(self, state: BankState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Recall records for the user's last message, except records whose text is already in the thread."""
+        """Recall records for the user's last message, except records whose text the model sees anyway."""
         index = _find_question(state["messages"])
         if index is None or not (query := clean(state["messages"][index].text).strip()):
             return {"recalled_records": []}
-        new = self._recall(query, self._resolve_namespace(runtime), state["messages"])
+        messages = self._select_turns(state["messages"])
+        new = self._recall(query, self._resolve_namespace(runtime), messages)
         return {
             "recalled_records": [
                 {"id": hit.id, "kind": hit.kind, "trust": hit.trust, "text": hit.text} for hit in new
@@ -243,7 +257,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         )
 
     def _recall(self, query: str, namespace: tuple[str, ...], messages: Sequence[BaseMessage]) -> list[Hit]:
-        """Return the best records whose texts are not in the thread, as `select_records` selects them."""
+        """Return the best records whose texts are not in `messages`, as `select_records` selects them."""
         thread_texts = {clean(message.text).strip() for message in messages}
         depth = 5 * self._k
         while True:
@@ -376,7 +390,19 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
             return check_literal(namespace(runtime))
         return fill_template(namespace, context=runtime.context)
 
+    def _select_turns(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """Return the messages that the model sees: those of the last turns, and earlier system messages."""
+        starts = [
+            place
+            for place, message in enumerate(messages)
+            if _is_question(message) and not (place and _is_question(messages[place - 1]))
+        ]
+        first = starts[-self._turns] if self._turns is not None and len(starts) > self._turns else 0
+        system_messages = [message for message in messages[:first] if isinstance(message, SystemMessage)]
+        return [*system_messages, *messages[first:]]
+
     def _insert_memories(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        request = request.override(messages=self._select_turns(request.messages))
         records = cast("BankState", request.state).get("recalled_records", [])
         index = _find_question(request.messages)
         if not records or index is None:

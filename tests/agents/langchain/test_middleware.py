@@ -396,3 +396,22 @@ def test_with_a_gate_a_refusal_is_no_text_from_outside(bank):
     assert refusal.status == "error"
     assert refusal.additional_kwargs == {"scrubjay_trusted": True}
     assert sent_messages == []
+
+
+def test_a_model_that_sees_one_turn_recalls_the_others(bank):
+    options = {"turns": 1, "roles": ("user",), "saver": Checkpointer(":memory:"), "tools": [double]}
+    graph, model = agent(bank, "Noted.", call("double", n=2), "4", "Odile.", **options)
+    thread = {"configurable": {"thread_id": "1"}}
+    for text in ("My sister is called Odile.", "Double 2.", "What is my sister called?"):
+        result = graph.invoke(ask(text), thread)
+    assert len(result["messages"]) == 8, "the thread keeps all turns"
+    shown_types = [[message.type for message in prompt] for prompt in model.prompts]
+    assert shown_types == [
+        ["system", "human"],
+        ["system", "human"],
+        ["system", "human", "ai", "tool"],
+        ["system", "human"],
+    ]
+    assert "My sister is called Odile." in model.prompts[-1][-1].text
+    with pytest.raises(ValueError, match="turns"):
+        agent(bank, turns=0)
