@@ -20,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -129,6 +130,8 @@ def _load(
         raise _explain(source, reason)
     try:
         limits = nullcontext() if is_own else size_limits(source, sizes, is_quantized)
+        # By default the weights of some files stay packed, and every product unpacks them.
+        packing = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
         with _bars_on_terminals_alone(), _one_table_of_names(options), no_panics(source), limits:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, **options
@@ -141,6 +144,7 @@ def _load(
                 local_files_only=True,
                 trust_remote_code=False,
                 **options,
+                **packing,
             )
         model, loading_info = model_and_info
     except ModuleNotFoundError as error:

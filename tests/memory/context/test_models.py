@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -99,6 +100,16 @@ def test_progress_bars_of_gguf_files_stay_out_of_logs(smollm2_and_stderr):
 
     assert smollm2_and_stderr[2] == ""
     assert gguf.tqdm is tqdm
+
+
+@pytest.mark.requires("gguf")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_weights_of_a_gguf_file_are_dequantized_without_a_warning(tmp_path, dtype, caplog):
+    make_samples(tmp_path, ("ggufs",))
+    model, _ = context.load_model(tmp_path / "ggufs" / "model.gguf", dtype, trust=True)
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
+    assert type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
+    assert "packed" not in caplog.text
 
 
 @pytest.mark.requires("gguf")
