@@ -402,7 +402,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         return [*system_messages, *messages[first:]]
 
     def _insert_memories(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        request = request.override(messages=self._select_turns(request.messages))
+        request = request.override(messages=cast("Any", self._select_turns(request.messages)))
         records = cast("BankState", request.state).get("recalled_records", [])
         index = _find_question(request.messages)
         if not records or index is None:

@@ -44,8 +44,8 @@ def summarize_scores(
     """Return the final and the best score of a run, and whether it solved its task and lost it again.
 
     The scores are those of the evaluations during training. Without evaluations they are means over the last
-    100 training episodes, whose actions are sampled, and the final evaluation can be the best score. A score is the success rate if there is one, else the
-    return.
+    100 training episodes, whose actions are sampled, and the final evaluation can be the best score. A score
+    is the success rate if there is one, else the return.
 
     | field | |
     | --- | --- |

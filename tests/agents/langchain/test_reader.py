@@ -78,7 +78,8 @@ def test_pieces_and_asynchronous_calls_change_nothing():
 def test_an_interrupted_reading_goes_on_where_it_was(tmp_path):
     text = "The jay flew to Bath. The rook calls. " * 20
     state = tmp_path / "position.json"
-    reader = MemoryReader(Counter(), chunk_tokens=20)
+    model = Counter()
+    reader = MemoryReader(model, chunk_tokens=20)
     whole = reader.read(text, QUESTION, progress=False)
     notes = []
 
@@ -89,9 +90,9 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         reader.read(text, QUESTION, state=state, progress=False, on_note=interrupt)
-    calls = len(reader.model.prompts)
+    calls = len(model.prompts)
     assert reader.read(text, QUESTION, state=state, progress=False, on_note=notes.append) == whole
-    assert len(notes) == (len(reader.model.prompts) - calls) - 1 + 4
+    assert len(notes) == (len(model.prompts) - calls) - 1 + 4
     with pytest.raises(ValueError, match="another question or other settings"):
         MemoryReader(Counter(), chunk_tokens=30).read(text, QUESTION, state=state, progress=False)
     with pytest.raises(ValueError, match="another text"):

@@ -68,4 +68,4 @@ def test_a_time_selects_what_was_valid_then_and_unknown_fields_are_refused():
         assert [each.page_content for each in retriever.invoke("Vera")] == ["Vera lives in Lisbon."]
         assert [each.page_content for each in retriever.invoke("Vera", at=None)] == ["Vera lives in Oslo."]
         with pytest.raises(ValueError, match="when"):
-            BankRetriever(bank=bank, when="2025-06-01")
+            BankRetriever(bank=bank, when="2025-06-01")  # type: ignore

@@ -143,7 +143,7 @@ def test_the_table_marks_trials_that_were_stopped(tmp_path):
         (["tmaze", "--param", "memory=gru,grue"], "trial memory=grue: unknown memory 'grue'"),
         (
             ["tmaze", "--param", "memory=gru,hcam", "--param", "memory.chunk-size=4,8"],
-            "trial memory=gru memory.chunk-size=4: unknown option '--policy.memory.chunk-size': of the memories",
+            "trial memory=gru memory.chunk-size=4: unknown option '--policy.memory.chunk-size': of the",
         ),
         (
             ["tmaze", "--param", "ppo.gama=0.9"],
