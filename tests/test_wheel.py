@@ -53,7 +53,9 @@ MEMORY_CALLS = {
     "facts": "facts f.jsonl --facts 60 --questions 3",
     "bench": "bench f.jsonl --arms bank files --out b",
 }
-MEASUREMENT_CALLS = {name: f"{name} --help" for name in ("perplexity", "haystack", "speed", "agreement")}
+MEASUREMENT_CALLS = {
+    name: f"{name} --help" for name in ("perplexity", "haystack", "speed", "agreement", "cost")
+}
 PREDICTION = {
     "id": "q1",
     "type": "conclusion",

@@ -13,6 +13,9 @@ from scrubjay.experiments.lm.options import (
     SpeedOptions,
 )
 
+WITH_TEXT = [name for name in MEASUREMENTS if name != "cost"]
+"""Measurements that read a text."""
+
 
 @pytest.fixture
 def text(tmp_path):
@@ -21,12 +24,12 @@ def text(tmp_path):
     return (file,)
 
 
-@pytest.mark.parametrize("name", MEASUREMENTS)
+@pytest.mark.parametrize("name", WITH_TEXT)
 def test_the_defaults_of_every_measurement_can_work(name, text):
     MEASUREMENTS[name][1](text=text).check()  # pyright: ignore[reportCallIssue]  (each has its own `out`)
 
 
-@pytest.mark.parametrize("name", MEASUREMENTS)
+@pytest.mark.parametrize("name", WITH_TEXT)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -50,7 +53,7 @@ def test_what_no_measurement_can_do_is_named(name, fields, message, text):
 def test_what_is_no_text_is_named_before_a_model_is_loaded(name, content, message, tmp_path):
     file = tmp_path / name
     file.write_text(content)
-    for measurement in MEASUREMENTS:
+    for measurement in WITH_TEXT:
         with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
             MEASUREMENTS[measurement][1](text=(file,)).check()  # pyright: ignore[reportCallIssue]
 
