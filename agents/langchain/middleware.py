@@ -153,7 +153,8 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         if not isinstance(bank, MemoryBank):
             raise TypeError(f'bank={bank!r}: pass a bank, such as MemoryBank("facts.db")')
         check_count("k", k, 1)
-        check_count("turns", 1 if turns is None else turns, 1)
+        if turns is not None:
+            check_count("turns", turns, 1)
         self._turns = turns
         self._bank, self._k, self._budget, self._count_tokens = bank, k, token_budget, count_tokens
         self._namespace = namespace if callable(namespace) else check_template(namespace)
@@ -392,12 +393,14 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
 
     def _select_turns(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Return the messages that the model sees: those of the last turns, and earlier system messages."""
+        if self._turns is None:
+            return list(messages)
         starts = [
             place
             for place, message in enumerate(messages)
             if _is_question(message) and not (place and _is_question(messages[place - 1]))
         ]
-        first = starts[-self._turns] if self._turns is not None and len(starts) > self._turns else 0
+        first = starts[-self._turns] if len(starts) > self._turns else 0
         system_messages = [message for message in messages[:first] if isinstance(message, SystemMessage)]
         return [*system_messages, *messages[first:]]
 

@@ -54,10 +54,9 @@ def remove_copies(
         heading: Line above the marks. It is removed, too.
     """
     lines = answer.splitlines()
-    if heading and heading in map(str.strip, lines):
-        answer, has_heading = "\n".join(line for line in lines if line.strip() != heading).strip(), True
-    else:
-        has_heading = False
+    has_heading = bool(heading) and heading in map(str.strip, lines)
+    if has_heading:
+        answer = "\n".join(line for line in lines if line.strip() != heading).strip()
     parts, place, number = [], 0, None
     for mark in _MARK.finditer(answer):
         is_last = mark.end() == len(answer)

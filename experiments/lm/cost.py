@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel
 
 from scrubjay.experiments.files import own_folder, read_object
-from scrubjay.experiments.lm.options import FULL, RECOMPUTE, CostOptions
+from scrubjay.experiments.lm.options import FULL, RECOMPUTE, CostOptions, make_policy
 from scrubjay.experiments.lm.reading import read
 from scrubjay.experiments.lm.speed import ROW
 from scrubjay.experiments.measurements import SETTINGS, Records, markdown, write_table
@@ -220,7 +220,7 @@ def rank_candidates(sizes: ModelSizes, machine: Machine, workload: Workload) -> 
     for name in PREFERENCE:
         for budget in [None] if name == FULL else [b for b in reversed(_BUDGETS) if b < length]:
             try:
-                policy = context.make(name, **({} if budget is None else {"budget": budget}))
+                policy = make_policy(name, budget)
             except ValueError:  # a budget that is too small for the policy
                 continue
             cost = generation_cost(sizes, workload, policy)
@@ -282,11 +282,7 @@ def read_rows(folder: Path, options: CostOptions) -> list[Row]:
             times.setdefault((row["context"], row["method"]), []).append(row["cpu"])
     budget = int(settings["budget"])
     return [
-        Row(
-            context.make(name, **({} if name == FULL else {"budget": budget})),
-            length,
-            statistics.median(some),
-        )
+        Row(make_policy(name, budget), length, statistics.median(some))
         for (length, name), some in times.items()
     ]
 

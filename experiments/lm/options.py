@@ -27,6 +27,13 @@ RECOMPUTE = "recompute"
 """Method without a cache, which rereads the last tokens for each new token."""
 
 
+def make_policy(name: str, budget: int | None) -> context.ContextPolicy:
+    """Return the context policy `name` with this budget, which `full` does not have."""
+    from scrubjay.memory import context
+
+    return context.make(name) if name == FULL else context.make(name, budget=budget)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
     """Options common to all measurements."""
@@ -95,9 +102,7 @@ class MeasureOptions:
 
     def policy(self, name: str) -> context.ContextPolicy:
         """Return the context policy with this name and the budget of these options."""
-        from scrubjay.memory import context
-
-        return context.make(name) if name == FULL else context.make(name, budget=self.budget)
+        return make_policy(name, self.budget)
 
     def settings(self) -> dict[str, Any]:
         """Return the options that must be equal for all results in one directory."""
