@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -239,6 +240,7 @@ def _read(file: Path) -> str:
 def _be_the_child(function: Callable[[], Any], folder: Path, prepare: Callable[[], Any] | None) -> None:
     """Run the function and end this process."""
     code = 0
+    gc.freeze()  # a collection would copy the whole heap of the parent
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)

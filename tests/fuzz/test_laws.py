@@ -35,7 +35,7 @@ def find_faults(tmp_path, monkeypatch):
 
     def find(act, is_command=False, prepare=lambda: None, **options):
         target = Target("planted", (), act, () if is_command else ("ValueError",), is_content=True)
-        outcome = child.run_child(act, folder, prepare, cpu=0.5)
+        outcome = child.run_child(act, folder, prepare, cpu=5.0)
         return {fault.law for fault in laws.judge(target, outcome, folder / "here", **options)}
 
     child.adopt_orphans()
