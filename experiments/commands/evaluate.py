@@ -1,4 +1,4 @@
-"""`scrubjay eval`: evaluate a trained policy or team on episodes, or a supervised run on test questions."""
+"""`scrubjay eval`: evaluate a policy, a team or random actions, or a supervised run on test questions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 from scrubjay.experiments.cli.arguments import parse
-from scrubjay.experiments.cli.failures import bad_input, check_at_least
+from scrubjay.experiments.cli.failures import UsageError, bad_input, check_at_least
 from scrubjay.experiments.cli.untrusted_text import one_line, table
 from scrubjay.experiments.commands.options import (
     RESPONSES_START,
@@ -42,10 +42,12 @@ _EPISODES = 100
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Evaluate a trained policy on whole episodes, or a supervised run on new test questions."""
+    """Evaluate a trained policy or random actions on whole episodes, or a supervised run on new test
+    questions."""
 
     run: Positional[Path]
-    """Run directory."""
+    """Run directory. With --random also a recipe, an environment id, a module:callable, or the name of a
+    team."""
     episodes: int = _EPISODES
     """Number of episodes."""
     seed: int = 1
@@ -54,6 +56,10 @@ class EvalOptions:
     """Maximum steps in each of up to 64 parallel environments. Episodes unfinished by then are discarded."""
     sample: bool = False
     """Sample actions from the policy instead of taking the most likely one."""
+    random: bool = False
+    """Play random actions in the environment instead of a trained policy, as a baseline."""
+    wrap: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="WRAPPER")] = ()
+    """With --random: wrapper of a named environment, as in train. Repeat the flag for several."""
     best_response: bool = False
     """For teams: train each agent alone while the other agents are fixed (best response), and report by how
     much its return increases. This is done for the initial policies and for the trained policies."""
@@ -73,8 +79,12 @@ class EvalOptions:
 
 
 def run(argv: Sequence[str]) -> int:
-    """`scrubjay eval RUN [--episodes N] [--set corridor_length=200] [--memory top_k=2]`."""
+    """`scrubjay eval RUN [--episodes N] [--set corridor_length=200] [--memory top_k=2] [--random]`."""
     options = parse(EvalOptions, argv, "scrubjay eval")
+    if options.random:
+        return _evaluate_random(options)
+    if options.wrap:
+        raise UsageError(f"--wrap requires --random; the run {options.run} has its own wrappers")
     settings, changes = options.set, options.memory
     from scrubjay.experiments.commands.loading import config_of_agent, untrusted_limits
     from scrubjay.experiments.recipes.overrides import with_memory_fields
@@ -117,13 +127,7 @@ def _evaluate_agent(
         scores = evaluate(policy, env, **_evaluation_settings(options))
         summary = scores.summary()
     _print_heading(run, _describe_env(env), changes)
-    for name, label in (("episodic_return", "return "), ("success", "success")):
-        if name in summary:
-            low, high = summary[f"{name}_low"], summary[f"{name}_high"]
-            print(f"{label}  {summary[name]:.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
-    if "reached" in summary:
-        print(f"reached  {summary['reached']:.3f}  of the episodes came to a choice, right or wrong")
-    print(f"length   {summary['episodic_length']:.1f} steps, {_describe_count(summary['episodes'], options)}")
+    _print_scores(summary, options)
     for name, baseline in baselines.items():
         with bad_input():
             other_scores = evaluate(baseline.policy, baseline.env, **_evaluation_settings(options))
@@ -134,6 +138,76 @@ def _evaluate_agent(
             )
         )
     return 0
+
+
+def _print_scores(summary: dict[str, float], options: EvalOptions) -> None:
+    """Print the scores of a single agent."""
+    for name, label in (("episodic_return", "return "), ("success", "success")):
+        if name in summary:
+            low, high = summary[f"{name}_low"], summary[f"{name}_high"]
+            print(f"{label}  {summary[name]:.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
+    if "reached" in summary:
+        print(f"reached  {summary['reached']:.3f}  of the episodes came to a choice, right or wrong")
+    print(f"length   {summary['episodic_length']:.1f} steps, {_describe_count(summary['episodes'], options)}")
+
+
+_POLICY_FLAGS = ("sample", "best_response", "full", "memoryless", "memory", "checkpoint")
+"""Options of a trained policy, which random actions do not have."""
+
+
+def _evaluate_random(options: EvalOptions) -> int:
+    """Evaluate random actions in the environment of a run or in a named one, and print the results."""
+    for name in _POLICY_FLAGS:
+        if getattr(options, name) != getattr(EvalOptions, name):
+            raise UsageError(f"--random plays no trained policy; omit --{name.replace('_', '-')}")
+    from scrubjay.experiments.commands.loading import untrusted_limits
+    from scrubjay.experiments.recipes.overrides import with_env_settings
+    from scrubjay.experiments.runs.evaluation import evaluate_actor, evaluate_team
+    from scrubjay.experiments.tasks.random_actions import RandomActor, RandomRule
+    from scrubjay.experiments.tasks.teams import TeamEnvConfig
+
+    is_named = not options.run.exists()
+    work = max(1.0, options.episodes / _EPISODES)
+    with untrusted_limits(options.trust or is_named, work), bad_input():
+        check_at_least(options, 1, "episodes", "max_steps")
+        check_at_least(options, 0, "seed")
+        env = with_env_settings(_env_of_random(options), options.set)
+        settings = _evaluation_settings(options)
+        del settings["deterministic"]
+        heading = one_line(f"random actions: {_describe_env(env)}")
+        if isinstance(env, TeamEnvConfig):
+            summary = evaluate_team(RandomRule(options.seed), env, **settings).summary()
+            print(heading)
+            _print_team_scores(summary)
+        else:
+            spaces = env.spaces()
+            actor = RandomActor(spaces.action, options.seed)
+            scores = evaluate_actor(actor, env, **settings, action_masks=spaces.action_masks)
+            print(heading)
+            _print_scores(scores.summary(), options)
+    return 0
+
+
+def _env_of_random(options: EvalOptions) -> EnvConfig | TeamEnvConfig:
+    """Return the environment of a run, or the one that the user named."""
+    from scrubjay.experiments.recipes.overrides import find_env
+    from scrubjay.experiments.runs.reinforcement import RLConfig
+    from scrubjay.experiments.runs.run import Run
+    from scrubjay.experiments.tasks.teams import TeamEnvConfig
+
+    if options.run.exists():
+        if options.wrap:
+            raise ValueError(f"--wrap requires the name of an environment; the run {options.run} has its own")
+        config = Run.load(options.run, options.trust).config
+        if not isinstance(config, RLConfig):
+            raise ValueError(f"{options.run} is a run of kind {config.kind!r}: it has no environment")
+        return config.env
+    env = find_env(str(options.run), options.set)
+    if not options.wrap:
+        return env
+    if isinstance(env, TeamEnvConfig):
+        raise UsageError(f"--wrap requires a single agent; {options.run} is a team")
+    return dataclasses.replace(env, wrappers=options.wrap)
 
 
 def _evaluate_supervised(
@@ -262,14 +336,18 @@ def _evaluate_team(
     with bad_input():
         summary = evaluate_team(policy, env, **_evaluation_settings(options)).summary()
     _print_heading(run, _describe_env(env), changes)
+    _print_team_scores(summary)
+    if options.best_response:
+        _print_gains(run, config, policy, options)
+    return 0
+
+
+def _print_team_scores(summary: dict[str, float]) -> None:
     low, high = summary.pop("episodic_return_low"), summary.pop("episodic_return_high")
     print(f"return of the team  {summary.pop('episodic_return'):.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
     print(f"length  {summary.pop('episodic_length'):.1f} steps, {summary.pop('episodes')} episodes")
     if summary:
         print(table([(name, f"{value:.4g}") for name, value in summary.items()]))
-    if options.best_response:
-        _print_gains(run, config, policy, options)
-    return 0
 
 
 def _print_heading(run: Run, text: str, changes: Sequence[str]) -> None:

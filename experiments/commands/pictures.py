@@ -109,9 +109,7 @@ def play(argv: Sequence[str]) -> int:
 def _play(options: PlayOptions) -> int:
     """Record an episode of a run, environment, recipe or team."""
     from scrubjay.experiments.commands.loading import load_agent
-    from scrubjay.experiments.recipes import RECIPES
-    from scrubjay.experiments.recipes.overrides import with_env_settings
-    from scrubjay.experiments.runs.reinforcement import TrainConfig
+    from scrubjay.experiments.recipes.overrides import find_env, with_env_settings
     from scrubjay.experiments.tasks.environments import EnvConfig
     from scrubjay.experiments.viz.film import check_film, play, set_up_team
 
@@ -145,8 +143,8 @@ def _play(options: PlayOptions) -> int:
             policy = trained_run.policy_for(env)
         else:
             check_latest(options.checkpoint, "it requires a run directory")
-            recipe = RECIPES[options.source]() if options.source in RECIPES else None
-            env = recipe.env if isinstance(recipe, TrainConfig) else EnvConfig(options.source, num_envs=1)
+            env = find_env(options.source, options.set)
+            assert isinstance(env, EnvConfig)
             env = with_env_settings(env, options.set)
             env = dataclasses.replace(env, wrappers=options.wrap or env.wrappers)
         out = options.out or folder / "episode.gif"

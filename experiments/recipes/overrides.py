@@ -26,7 +26,7 @@ from scrubjay.experiments.recipes.teams import METHODS, with_method
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.reinforcement import RLConfig, TeamTaskConfig
 from scrubjay.experiments.tasks.environments import EnvConfig, with_names
-from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, returns_team
 from scrubjay.memory import MemoryConfig, list_memories, name_of
 from scrubjay.memory.serialization import decode, encode
 from scrubjay.memory.stack import StackConfig
@@ -161,3 +161,20 @@ def with_env_settings(env: AnyEnv, settings: Sequence[str]) -> AnyEnv:
         return dataclasses.replace(env, kwargs=env.kwargs | dict(map(parse_setting, settings)))
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def find_env(name: str, settings: Sequence[str]) -> EnvConfig | TeamEnvConfig:
+    """Return the environment with this name. The settings `name=value` only select its kind.
+
+    The name is that of a recipe or a team, a gymnasium id, or the `module:callable` of either kind. Raises
+    ValueError for a recipe without an environment.
+    """
+    if name in KNOWN_TEAMS:
+        return TeamEnvConfig(KNOWN_TEAMS[name].id)
+    if name in RECIPES:
+        config = RECIPES[name]()
+        if not isinstance(config, RLConfig) or not config.env.id:
+            raise ValueError(f"recipe {name!r} has no environment; name a gymnasium id or module:callable")
+        return config.env
+    env = with_env_settings(EnvConfig(name, num_envs=1), settings)
+    return TeamEnvConfig(name) if returns_team(env.id, env.kwargs) else EnvConfig(name, num_envs=1)

@@ -9,11 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
-from scrubjay.agents.rl.masks.action_masks import sample_action
-from scrubjay.agents.rl.rollout import ActorInput
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv, TeamEnvs
 from scrubjay.envs.teams import ParallelTeams
@@ -28,6 +25,7 @@ from scrubjay.experiments.tasks.environments import (
     mark_untrusted,
 )
 from scrubjay.experiments.tasks.faults import check_team, describe_import_error, exit_errors
+from scrubjay.experiments.tasks.random_actions import RandomActor
 
 _TRIAL_STEPS = 16
 _GYMNASIUM_ID = r"-v\d+$"
@@ -87,14 +85,13 @@ class TeamEnvConfig:
         Raises ValueError if the environment violates the team API.
         """
         teams = self.make_batch(min(self.num_envs, 2))  # two, since all teams must have the same spaces
-        space = teams.single_action_space
-        space.seed(0)
+        actor = RandomActor(teams.single_action_space, seed=0)
         with contextlib.closing(teams), self._errors():
             spaces = Spaces.from_env(teams)
             envs = TeamEnvs(teams, spaces.action_masks)
             inputs = envs.reset(seed=0)
             for _ in range(_TRIAL_STEPS):
-                inputs = envs.step(_sample_actions(spaces, inputs)).following
+                inputs = envs.step(actor.act(inputs).actions).following
 
     def as_untrusted(self) -> Self:
         """Return a copy of this config with the id marked as untrusted, for configs that are read from files.
@@ -139,21 +136,6 @@ class TeamEnvConfig:
             )
         with construction_errors(self.id, kwargs):
             return function(**kwargs)
-
-
-def _sample_actions(spaces: Spaces, inputs: ActorInput) -> np.ndarray:
-    """Return random actions of all agents, which are allowed for living agents."""
-    assert inputs.alive is not None
-    masks = None if spaces.masks is None else inputs.observations[spaces.masks.key] > 0
-    return np.array(
-        [
-            [
-                sample_action(spaces.action, masks[row, agent] if masks is not None and is_alive else None)
-                for agent, is_alive in enumerate(living)
-            ]
-            for row, living in enumerate(inputs.alive)
-        ]
-    )
 
 
 def returns_team(name: str, kwargs: Mapping[str, KwargValue]) -> bool:

@@ -14,20 +14,19 @@ import numpy as np
 from pettingzoo import ParallelEnv
 from PIL import Image
 
-from scrubjay.agents.rl.masks.action_masks import is_mask, sample_action
 from scrubjay.agents.rl.policy import Policy
-from scrubjay.agents.rl.rollout import ActorInput, Choice, PolicyActor
+from scrubjay.agents.rl.rollout import Actor, PolicyActor
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.cli.arguments import UsageError, did_you_mean
 from scrubjay.experiments.files import replacement, write_atomically
-from scrubjay.experiments.recipes import RECIPES
-from scrubjay.experiments.recipes.overrides import with_env_settings
+from scrubjay.experiments.recipes.overrides import find_env, with_env_settings
 from scrubjay.experiments.runs.checkpoint import LATEST
 from scrubjay.experiments.runs.evaluation import Rule, build_team_actor
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, find_known_team, returns_team
+from scrubjay.experiments.tasks.random_actions import RandomActor, RandomRule
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, find_known_team
 from scrubjay.experiments.viz.one_env import OneEnv, OneTeam
 
 E = TypeVar("E")
@@ -45,7 +44,11 @@ def play(
     """
     envs = OneEnv(env_config.make(render_mode="rgb_array"), env_config.id)
     try:
-        actor = _RandomActor(envs, seed) if policy is None else PolicyActor(policy, deterministic=True)
+        actor: Actor = (
+            RandomActor(envs.env.action_space, seed)
+            if policy is None
+            else PolicyActor(policy, deterministic=True)
+        )
         inputs, total = envs.reset(seed), 0.0
         frames = [render_frame(envs.env, env_config.id)]
         for step in envs.play(actor, inputs, max_steps):
@@ -55,19 +58,6 @@ def play(
         envs.close()
     write_episode(frames, out, envs.frames_per_second)
     return len(frames), total
-
-
-class _RandomActor:
-    """Actor that samples allowed actions of one environment."""
-
-    def __init__(self, envs: OneEnv, seed: int) -> None:
-        self._envs, self._space = envs, envs.env.action_space
-        self._space.seed(seed)
-
-    def act(self, inputs: ActorInput) -> Choice:
-        masks = self._envs.masks
-        mask = None if masks is None else inputs.observations[masks.key][0] > 0
-        return Choice([sample_action(self._space, mask)])
 
 
 def check_film(out: Path, max_steps: int) -> None:
@@ -237,16 +227,10 @@ def set_up_team(
     """
     known_env = KNOWN_TEAMS.get(source)
     run = None if known_env else _load_team_run(source, trust, checkpoint)
-    recipe = RECIPES[source]() if source in RECIPES else None
-    if run is not None:
-        env = _task(run).env
-    elif isinstance(recipe, TeamTaskConfig):
-        env = recipe.env
-    elif known_env is not None:
-        env = TeamEnvConfig(known_env.id)
-    elif recipe is None and not Path(source).exists() and _names_team(source, settings):
-        env = TeamEnvConfig(source)
-    else:
+    if run is None and known_env is None and Path(source).exists():
+        return None
+    env = find_env(source, settings) if run is None else _task(run).env
+    if not isinstance(env, TeamEnvConfig):
         return None
     policy_run = run
     if policy is not None:
@@ -300,11 +284,6 @@ def play_team(
     )
 
 
-def _names_team(source: str, settings: Sequence[str]) -> bool:
-    env = with_env_settings(EnvConfig(source), settings)
-    return returns_team(env.id, env.kwargs)
-
-
 def _load_team_run(path: str, trust: bool, checkpoint: str) -> Run | None:
     """Load a team run; None if the directory does not exist or is not a team run."""
     run = Run.load(path, trust, checkpoint) if Path(path).exists() else None
@@ -318,7 +297,7 @@ def _task(run: Run) -> TeamTaskConfig:
 
 def _build_rule(name: str | None, env: TeamEnvConfig, seed: int) -> Rule:
     team = find_known_team(env.id)
-    builders: dict[str, Callable[[int], Rule]] = {"random": _build_random_rule, **team.rules()}
+    builders: dict[str, Callable[[int], Rule]] = {"random": RandomRule, **team.rules()}
     name = name or team.default_rule
     if name not in builders:
         choices = f"{', '.join(builders)}, or the directory of a team run"
@@ -326,22 +305,3 @@ def _build_rule(name: str | None, env: TeamEnvConfig, seed: int) -> Rule:
             f"unknown policy {name!r}; choose from {choices}{did_you_mean(name, list(builders))}"
         )
     return builders[name](seed)
-
-
-def _build_random_rule(seed: int) -> Rule:
-    def act(
-        env: ParallelEnv[Any, Any, Any], observations: Any, alive: np.ndarray, start: np.ndarray
-    ) -> np.ndarray:
-        if start.any():
-            for number, agent in enumerate(env.possible_agents):
-                env.action_space(agent).seed(seed + number)
-        masks = next((leaf[0] > 0 for key, leaf in observations.items() if is_mask(key)), None)
-        actions = [
-            sample_action(
-                env.action_space(agent), masks[number] if masks is not None and alive[0, number] else None
-            )
-            for number, agent in enumerate(env.possible_agents)
-        ]
-        return np.stack([actions])
-
-    return act

@@ -1,4 +1,4 @@
-"""`scrubjay eval`: maximum steps, unfinished episodes, progress, checkpoints, and supervised runs."""
+"""`scrubjay eval`: maximum steps, progress, checkpoints, random actions, and supervised runs."""
 
 from __future__ import annotations
 
@@ -165,3 +165,59 @@ def test_a_run_without_evaluations_says_how_to_get_them(finished_run, here):
 )
 def test_a_checkpoint_of_nothing_is_refused(arguments, message, usage_error):
     assert message in usage_error(*arguments)
+
+
+def test_random_actions_play_the_episodes_of_a_run_or_of_an_environment(finished_run, here):
+    env = finished_run.config.env
+    settings = [word for name, value in env.kwargs.items() for word in ("--set", f"{name}={value}")]
+    code, out, _ = here("eval", finished_run.path, "--random", "--episodes", 9)
+    assert code == 0
+    assert out.startswith(f"random actions: {env.id} ")
+    assert out.splitlines()[-1].endswith("9 episodes")
+    assert here("eval", env.id, "--random", "--episodes", 9, *settings)[1] == out
+    assert here("eval", env.id, "--random", "--episodes", 9, "--seed", 2, *settings)[1] != out
+
+
+def test_random_actions_are_independent_of_the_episodes(here):
+    """The answer of this task is drawn from a generator with the same seed; one guess in four is right."""
+    out = here("eval", "scrubjay/RepeatPrevious-v0", "--random", "--set", "k=1", "--episodes", 64)[1]
+    share = float(re.findall(r"success +(\S+)", out)[0])
+    assert 0.2 < share < 0.3
+
+
+def test_a_team_plays_random_actions(here):
+    outs = [here("eval", name, "--random", "--episodes", 2)[1] for name in ("uav", "uav-small", "uav")]
+    assert outs[0] == outs[2]
+    assert outs[0].startswith("random actions: scrubjay.envs.uav:parallel_env\nreturn of the team  ")
+    assert "sum_rate_bps" in outs[0]
+    assert "preset=small" in outs[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("CartPole-v1", "--sample"), "--random plays no trained policy; omit --sample"),
+        (("CartPole-v1", "--checkpoint", "best"), "--random plays no trained policy; omit --checkpoint"),
+        (("uav", "--best-response"), "--random plays no trained policy; omit --best-response"),
+        (("uav", "--wrap", "TimeAwareObservation"), "--wrap requires a single agent; uav is a team"),
+        (("mqar",), "recipe 'mqar' has no environment"),
+        (("ppo",), "recipe 'ppo' has no environment"),
+        (("CartPole-v9",), "CartPole"),
+        (("CartPole-v1", "--episodes", "0"), "episodes=0: must be at least 1"),
+        (("CartPole-v1", "--max-steps", "2"), "no episode ended within 2 steps (max_steps)"),
+        (("CartPole-v1", "--set", "wings=2"), "it has no setting 'wings'"),
+    ],
+)
+def test_what_random_actions_cannot_play_is_named(words, reason, here):
+    code, out, err = here("eval", *words, "--random")
+    assert (code, out) == (2, "")
+    assert reason in err
+
+
+def test_wrappers_of_a_run_stay(finished_run, supervised, here):
+    wrap = ("--wrap", "TimeAwareObservation")
+    assert "the run" in here("eval", finished_run.path, *wrap, "--random")[2]
+    assert "--wrap requires --random" in here("eval", finished_run.path, *wrap)[2]
+    assert "it has no environment" in here("eval", supervised.path, "--random")[2]
+    out = here("eval", "CartPole-v1", "--random", "--episodes", 2, *wrap)[1]
+    assert "random actions: CartPole-v1 in TimeAwareObservation" in out

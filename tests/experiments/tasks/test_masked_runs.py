@@ -16,13 +16,15 @@ from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import EnvConfig, RayOptions, Run, evaluate, resume, train
+from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.export import export_onnx, export_torch
 from scrubjay.experiments.runs.engine import LocalEngine
 from scrubjay.experiments.runs.evaluation import build_team_actor, evaluate_team
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
+from scrubjay.experiments.tasks.random_actions import RandomRule
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.viz.episode import trace_episode, trace_team
-from scrubjay.experiments.viz.film import _build_random_rule, play
+from scrubjay.experiments.viz.film import play
 from scrubjay.experiments.viz.one_env import OneTeam
 from scrubjay.memory import make_config
 
@@ -120,9 +122,17 @@ def test_a_team_trains_and_evaluates_with_masks(place, tmp_path):
 @pytest.mark.parametrize("place", PLACES)
 def test_random_actions_are_allowed(place):
     envs = OneTeam(MaskedTeam(place), "own")
-    actor = build_team_actor(_build_random_rule(3), envs.env)
+    actor = build_team_actor(RandomRule(3), envs.env)
     for episode in range(5):
         assert list(envs.play(actor, envs.reset(episode), 9))
+
+
+@pytest.mark.parametrize("name", ["MaskedEnv", "MaskedTeam"])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_evaluation_of_random_actions_takes_allowed_ones(name, place, capsys):
+    """The environments fail on a forbidden action."""
+    assert main(["eval", f"my_masks:{name}", "--random", "--set", f"place={place}"]) == 0
+    assert "100 episodes" in capsys.readouterr().out
 
 
 def test_a_film_shows_allowed_actions(tmp_path):
