@@ -9,9 +9,9 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import docstring_parser
 import tyro
@@ -117,6 +117,46 @@ def _parse(options_type: type[T], arguments: Sequence[str], **keywords: Any) -> 
 def print_help(options_type: type[Any], prog: str, description: str) -> NoReturn:
     """Print the help of options below a description, and end the command with exit code 0."""
     _parse(options_type, ["--help"], prog=prog, description=description)
+    raise HelpShown
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Return True if the command line asks for help."""
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
+def print_recipe_help(
+    config: Any, flags: Mapping[type[Any], Sequence[str]], prog: str, options_type: type[Any] | None
+) -> NoReturn:
+    """Print the help of all options of a command with a recipe, and end the command with exit code 0.
+
+    `config` is the config of the recipe, whose values are the defaults. `flags` are the names of the accepted
+    fields of `RecipeFlags` and similar classes. `options_type` has the other options of the command, if any.
+    """
+    values = {each.name: getattr(config, each.name) for each in dataclasses.fields(config) if each.init}
+    added: list[tuple[str, Any, Any]] = []
+    replaced: list[tuple[str, Any, Any]] = []
+    for flags_type, names in flags.items():
+        hints = get_type_hints(flags_type, include_extras=True)
+        docs = docstring_parser.parse_from_object(flags_type).params
+        about = {each.args[1]: " ".join((each.description or "").split()) for each in docs}
+        for name in names:
+            marks = getattr(hints[name], "__metadata__", ())
+            flag = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+            # Without aliases, which are the flags of fields that the config lists, too.
+            hint = Annotated[hints[name], arg(name=flag, help=about[name], aliases=())]
+            # Such as the label of a method, which the flag sets.
+            if name in values and not dataclasses.is_dataclass(values[name]):
+                del values[name]
+                replaced.append((name, hint, ()))
+            else:
+                added.append((f"flag_{name}", hint, ()))
+    own = () if options_type is None else (options_type,)
+    bases = type(config), *own, dataclasses.make_dataclass("Flags", added, frozen=True)
+    all_options: Any = dataclasses.make_dataclass(type(config).__name__, replaced, bases=bases, frozen=True)
+    all_options.__doc__ = type(config).__doc__
+    default = all_options(**values)
+    _parse(all_options, ["--help"], prog=prog, default=default)
     raise HelpShown
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tyro.conf import UseAppendAction
 
-from scrubjay.experiments.cli.arguments import parse, parse_known
+from scrubjay.experiments.cli.arguments import parse, parse_known, wants_help
 from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.commands.options import Logger, Quiet, RaySizes, Trust
 
@@ -18,8 +18,8 @@ from scrubjay.experiments.commands.options import Logger, Quiet, RaySizes, Trust
 class LaunchOptions(RaySizes):
     """Train on a Ray cluster, as a job on its head node, and follow the output.
 
-    The recipe is followed by flags of train. Ctrl-C leaves the job running. All paths, such as the run of
-    `--init-from`, are paths on the head node.
+    The recipe is followed by flags of train; scrubjay launch RECIPE --help lists them. Ctrl-C leaves the job
+    running. All paths, such as the run of `--init-from`, are paths on the head node.
     """
 
     address: str | None = None
@@ -53,7 +53,9 @@ def launch(argv: Sequence[str]) -> int:
     if options.total_steps is not None:
         flags += ["--total-steps", str(options.total_steps)]
     ray = options.ray_options()
-    config = override(recipe[0], flags) if recipe and options.resume is None else None
+    config = None
+    if recipe and options.resume is None:
+        config = override(recipe[0], flags, command="launch", options_type=LaunchOptions)
     if options.address is None:
         raise UsageError("launch needs --address http://HEAD:8265, the address of the cluster's dashboard")
     if options.resume is not None:
@@ -100,8 +102,8 @@ def _follow_hint(job: str, address: str) -> str:
 class SweepOptions:
     """Train a recipe with every combination of settings.
 
-    The recipe is followed by flags of train. Run the same command with --trust to continue an interrupted
-    sweep. Results are written to table.md.
+    The recipe is followed by flags of train; scrubjay sweep RECIPE --help lists them. Run the same command
+    with --trust to continue an interrupted sweep. Results are written to table.md.
     """
 
     param: UseAppendAction[tuple[str, ...]] = ()
@@ -124,11 +126,15 @@ class SweepOptions:
 
 def sweep(argv: Sequence[str]) -> int:
     """`scrubjay sweep RECIPE --param NAME=V1,V2 [--param ...] [--out DIR] [--jobs N] [flags of train]`."""
-    if not argv or not {"-h", "--help"}.isdisjoint(argv):
+    if not argv or argv[0] in ("-h", "--help"):
         parse(SweepOptions, ["--help"], "scrubjay sweep RECIPE")
+    options, flags = parse_known(SweepOptions, argv[1:])
+    if wants_help(flags):
+        from scrubjay.experiments.recipes.overrides import override
+
+        override(argv[0], flags, command="sweep", options_type=SweepOptions)
     from scrubjay.experiments.launch.sweep import Sweep, parse_param, run_sweep
 
-    options, flags = parse_known(SweepOptions, argv[1:])
     if not options.param:
         raise UsageError("sweep needs at least one --param NAME=V1,V2")
     with bad_input():

@@ -94,7 +94,7 @@ def _create_run(
 
         with bad_input():
             start = read_config(options.config, recipe, options.trust)
-    config = override(recipe, flags, start)
+    config = override(recipe, flags, start, options_type=TrainOptions)
     with bad_input():
         if start is not None and not options.trust:
             config.check_limits()

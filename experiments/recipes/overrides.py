@@ -19,6 +19,8 @@ from scrubjay.experiments.cli.arguments import (
     parse,
     parse_known,
     parse_setting,
+    print_recipe_help,
+    wants_help,
 )
 from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.recipes import RECIPES, with_memory
@@ -50,8 +52,16 @@ class _StackFlags:
     """Names of the parts, joined by plus signs."""
 
 
-def override(recipe: str | None, arguments: Sequence[str], start: Experiment | None = None) -> Experiment:
+def override(
+    recipe: str | None,
+    arguments: Sequence[str],
+    start: Experiment | None = None,
+    command: str = "train",
+    options_type: type[Any] | None = None,
+) -> Experiment:
     """Return the recipe's config with all flags applied. Raises UsageError on an invalid flag.
+
+    `--help` prints all options of the command: these flags, and the fields of `options_type`.
 
     If `start` is not None, it takes the place of the recipe's config: the config of a file, whose environment
     may be untrusted. The flag `--env` with the name of this environment trusts it and keeps its settings.
@@ -96,7 +106,9 @@ def override(recipe: str | None, arguments: Sequence[str], start: Experiment | N
             env = with_names(env, env.id, *(flags.wrap or env.wrappers))
         config = dataclasses.replace(config, env=with_env_settings(env, flags.set))
         remaining = expand_short_options(remaining, get_learner_name(config.learner))
-    before, prog = config, f"scrubjay train {recipe or '--config FILE'}"
+    before, prog = config, f"scrubjay {command} {recipe or '--config FILE'}"
+    if wants_help(remaining):
+        print_recipe_help(config, _list_accepted(config), prog, options_type)
     config = parse(type(config), remaining, prog, config, _OTHER_FLAGS)
     if isinstance(config, RLConfig) and isinstance(before, RLConfig):
         # The parser may return a plain text for an untrusted name.
@@ -109,6 +121,15 @@ def override(recipe: str | None, arguments: Sequence[str], start: Experiment | N
         kind = "module:callable of a PettingZoo ParallelEnv" if team else "a gymnasium id or module:callable"
         raise UsageError(f"recipe {about!r} needs --env: {kind}")
     return config
+
+
+def _list_accepted(config: Experiment) -> dict[type[Any], list[str]]:
+    """Return the fields of `RecipeFlags` and `_StackFlags` that a config accepts."""
+    names = ["memory"]
+    if isinstance(config, RLConfig):
+        names += ["learner", "env", "set"]
+        names += ["method"] if isinstance(config, TeamTaskConfig) else ["wrap"]
+    return {RecipeFlags: names, _StackFlags: ["parts"] * isinstance(config.memory, StackConfig)}
 
 
 def _as_new_run(config: Experiment, arguments: Sequence[str]) -> Experiment:

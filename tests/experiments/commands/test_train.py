@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,36 @@ def test_at_the_command_line_in_another_corridor(here, tmp_path, assert_equal):
     assert "initial.safetensors" in {file.name for file in (tmp_path / "third").iterdir()}
     assert "--init-from RUN" in here("train", "--help")[1]
     assert "--init-from" in here("train", "tmaze-demo", "--help")[1]
+
+
+ACTING = {"--memory", "--learner", "--env", "--set"}
+TRAIN = {"--run-dir", "--config", "--quiet", "--engine", "--total-steps"}
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (("train", "tmaze"), {*ACTING, *TRAIN, "--wrap", "--learner.gamma"}),
+        (("train", "tmaze", "--memory", "stack"), {"--memory.parts", "--policy.memory.parts.0.dim"}),
+        (("train", "team"), {*ACTING, *TRAIN, "--method", "--learner.mode"}),
+        (("train", "mqar"), {"--memory", *TRAIN, "--suite.length"}),
+        (("train", "ballet-probe"), {"--memory", *TRAIN}),
+        (("sweep", "tmaze"), {*ACTING, "--wrap", "--param", "--early-stopping", "--total-steps"}),
+        (("launch", "team"), {*ACTING, "--method", "--address", "--detach", "--total-steps"}),
+    ],
+    ids=" ".join,
+)
+def test_the_help_of_a_recipe_lists_all_options(words, flags, here):
+    code, out, err = here(*words, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: scrubjay {words[0]} {words[1]} ")
+    assert flags <= set(re.findall(r"(?m)^\W+(--[\w.-]+)", out))
+
+
+def test_the_help_of_a_recipe_lists_no_option_that_it_refuses(here):
+    assert not {"--env", "--set", "--wrap", "--method"} & set(here("train", "mqar", "--help")[1].split())
+    assert "--wrap" not in here("train", "team", "--help")[1].split()
+    assert "--method" not in here("train", "tmaze", "--help")[1].split()
 
 
 TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "2"]
