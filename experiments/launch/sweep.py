@@ -296,7 +296,39 @@ def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict
         score = f"{metrics['score']:.3f}" if "score" in metrics else ""
         values = " | ".join(str(config.get(name, "")) for name in names)
         lines.append(f"| {values} | {score} | {steps} | {state} | {folder} |")
-    return "\n".join(lines) + "\n"
+    finished = [
+        (config, metrics["score"])
+        for config, metrics, error in results
+        if _state(metrics, error) == "finished" and not math.isnan(metrics["score"])
+    ]
+    return "\n".join(lines + _list_means(sweep, finished)) + "\n"
+
+
+def _list_means(sweep: Sweep, scores: Sequence[tuple[dict[str, Any], float]]) -> list[str]:
+    """Return the lines of the table of mean scores; none if no two trials can be averaged.
+
+    Each combination of settings has a mean over the seeds. Then each value of a setting has a mean over all
+    trials that have this value.
+    """
+    varied = [name for name, values in sweep.params if len(values) > 1 and name != "seed"]
+    lines = []
+    for names in ([varied] if len(varied) > 1 else []) + [[name] for name in varied]:
+        groups: dict[tuple[str, ...], list[float]] = {}
+        for trial in sweep.trials():
+            groups.setdefault(tuple(trial[name] for name in names), [])
+        for trial, score in scores:
+            groups[tuple(trial[name] for name in names)].append(score)
+        if max(map(len, groups.values())) > 1:
+            lines += [
+                f"| {' '.join(f'{name}={value}' for name, value in zip(names, key, strict=True))} | "
+                f"{sum(group) / len(group):.3f} | {len(group)} |"
+                for key, group in groups.items()
+                if group
+            ]
+    if not lines:
+        return []
+    head = ["", "Mean score of the finished trials with these settings:", ""]
+    return [*head, "| settings | mean | trials |", "| --- | --- | --- |", *lines]
 
 
 def _state(metrics: dict[str, Any], error: Any) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import signal
 import time
 from types import SimpleNamespace
@@ -132,6 +133,39 @@ def test_the_table_marks_trials_that_were_stopped(tmp_path):
     assert rows[2][2:4] == ["0.900", "12,288 of 40,960"]
     assert any("Do not compare" in line for line in lines)
     assert not any("Do not compare" in line for line in _table(sweep, tmp_path, results[1:2]).splitlines())
+
+
+def read_means(sweep, scores, tmp_path):
+    """Return the rows of the table of means for trials with these scores; None is a failed trial."""
+    results = [
+        (trial, {} if score is None else {"score": score, "step": 1, "finished": True}, score is None)
+        for trial, score in zip(sweep.trials(), scores, strict=True)
+    ]
+    text = _table(sweep, tmp_path, results)
+    assert ("| settings | mean | trials |" in text) == ("Mean score" in text)
+    return text.partition("| settings | mean | trials |\n| --- | --- | --- |\n")[2].splitlines()
+
+
+def test_the_table_has_a_mean_for_each_setting(tmp_path):
+    assert read_means(Sweep("tmaze-demo", PARAMS), [0.1, 0.3, 0.2, 0.6, 0.7, None, 0.8, 0.9], tmp_path) == [
+        "| memory=none learner.learning-rate=1e-7 | 0.150 | 2 |",
+        "| memory=none learner.learning-rate=1e-3 | 0.450 | 2 |",
+        "| memory=gru learner.learning-rate=1e-7 | 0.750 | 2 |",
+        "| memory=gru learner.learning-rate=1e-3 | 0.900 | 1 |",
+        "| memory=none | 0.300 | 4 |",
+        "| memory=gru | 0.800 | 3 |",
+        "| learner.learning-rate=1e-7 | 0.450 | 4 |",
+        "| learner.learning-rate=1e-3 | 0.600 | 3 |",
+    ]
+
+
+def test_a_table_without_repetitions_has_no_means(tmp_path):
+    assert read_means(Sweep("tmaze-demo", PARAMS[:1]), [0.1, 0.3], tmp_path) == []
+    assert read_means(Sweep("tmaze-demo", PARAMS[1:2]), [0.1, 0.3], tmp_path) == []
+    assert read_means(Sweep("tmaze-demo", PARAMS[:2]), [0.1, None, math.nan, 0.3], tmp_path) == []
+    means = read_means(Sweep("tmaze-demo", (PARAMS[0], PARAMS[2])), [0.0, 0.2, 0.4, 0.6], tmp_path)
+    assert means[0] == "| memory=none | 0.100 | 2 |"
+    assert len(means) == 4
 
 
 @pytest.mark.parametrize(
