@@ -61,7 +61,7 @@ class AgentOptions:
     embeddings: Embeddings = None
     foreign: Foreign = False
     namespace: str = ""
-    """Namespace of the memory, outermost level first, such as user/ada."""
+    """Namespace of the memory, outermost level first, such as user/ada or '["user", "a/b"]'."""
     knowledge: tuple[Path, ...] = ()
     """Text files that the agent receives as reference before any search."""
     policy: ContextPolicy = "sinks"
@@ -159,6 +159,7 @@ def run_agent(options: AgentOptions) -> int:
     from scrubjay.agents.language.namespaces import escape_namespace
 
     options.check()
+    namespace = escape_namespace(read_namespace(options.namespace) or ())
     profile = Profile(options.name, options.bio, options.instructions, options.language)
     tools = choose_tools(options)
     approve = _approval_callback(options)
@@ -181,7 +182,7 @@ def run_agent(options: AgentOptions) -> int:
             planning=options.planning,
             # Without approval the agent would warn again about undeclared tools.
             approve=approve or (lambda call: False),
-            namespace=escape_namespace(read_namespace(options.namespace) or ()),
+            namespace=namespace,
         )
         conversation = Conversation(agent, options)
         if options.question is not None:

@@ -56,7 +56,8 @@ class AddOptions:
     kind: Kind = "knowledge"
     """Kind of record."""
     namespace: str = ""
-    """Namespace of the record, outermost level first, such as user/ada."""
+    """Namespace of the record, outermost level first, such as user/ada. If a name has a slash, write a JSON
+    list, such as '["user", "a/b"]'."""
     trust: Trust | None = None
     """Author of the text: user, agent or tool. The agent asks for approval before it acts on a text whose
     author is a tool. Default: user, or tool for a text from stdin, which may come from someone else."""
@@ -108,7 +109,7 @@ class SearchOptions:
     kinds: tuple[Kind, ...] = ()
     """Search only these kinds of records; default: all."""
     namespace: str | None = None
-    """Search only this namespace and the namespaces below it, such as user/ada."""
+    """Search only this namespace and the namespaces below it, such as user/ada or '["user", "a/b"]'."""
     trusts: tuple[Trust, ...] = ()
     """Search only texts of these authors; default: all."""
     at: str | None = None
@@ -161,7 +162,8 @@ class ShowOptions:
     kind: Kind | None = None
     """Without ids: show only this kind of record."""
     namespace: str | None = None
-    """Without ids: show only this namespace and the namespaces below it."""
+    """Without ids: show only this namespace and the namespaces below it, such as user/ada or
+    '["user", "a/b"]'."""
     foreign: Foreign = False
     json: AsJson = False
 
@@ -252,8 +254,8 @@ class ImportOptions:
     kind: Kind = "knowledge"
     """Kind of the records that are made from documents. Exported records keep their own kind."""
     namespace: str = ""
-    """Namespace of the records that are made from documents, outermost level first, such as user/ada.
-    Exported records keep their own namespace."""
+    """Namespace of the records that are made from documents, outermost level first, such as user/ada or
+    '["user", "a/b"]'. Exported records keep their own namespace."""
     trust: Trust = "tool"
     """Source of documents: `user` for texts that you wrote or checked, `tool` for all other texts."""
     own: bool = False

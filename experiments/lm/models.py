@@ -12,6 +12,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
+from scrubjay.experiments.files import parse as parse_json
 from scrubjay.memory import DamagedBankError, MemoryBank
 from scrubjay.memory.bank.embedding_model import lacks_embeddings, read_dimension
 
@@ -117,5 +118,16 @@ def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None,
 
 
 def read_namespace(name: str | None) -> tuple[str, ...] | None:
-    """Split a namespace at slashes: "user/ada" gives `("user", "ada")`, "" gives `()`, None gives None."""
-    return None if name is None else tuple(name.split("/")) if name else ()
+    """Split a namespace at slashes: "user/ada" gives `("user", "ada")`, "" gives `()`, None gives None.
+
+    A JSON list may have names with slashes: '["user", "a/b"]' gives `("user", "a/b")`. Raises ValueError if
+    the text begins like such a list, but is none.
+    """
+    if name is None or not name:
+        return None if name is None else ()
+    if not name.startswith('["'):
+        return tuple(name.split("/"))
+    parts = parse_json(name, f"namespace {name!r}")
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f'namespace {name!r}: write a JSON list of names, such as \'["user", "a/b"]\'')
+    return tuple(parts)

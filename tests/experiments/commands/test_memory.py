@@ -49,6 +49,20 @@ def test_what_is_added_is_found_explained_shown_and_forgotten(here):
     assert here("memory", "search", "m.db", "Vera")[1:] == ("", "no records found\n")
 
 
+def test_a_user_whose_id_has_a_slash_is_found(here):
+    namespace = '["user", "org/vera"]'
+    with MemoryBank("m.db") as bank:
+        bank.add("Vera lives in Lisbon", namespace=("user", "org/vera"))
+    assert here("memory", "add", "m.db", "Vera has a cat", "--namespace", namespace)[0] == 0
+    found = json.loads(here("memory", "search", "m.db", "Lisbon", "--namespace", namespace, "--json")[1])
+    assert found["namespace"] == json.loads(namespace)
+    assert len(ids(here("memory", "search", "m.db", "Vera", "--namespace", namespace)[1])) == 2
+    assert here("memory", "search", "m.db", "Vera", "--namespace", "user/org/vera")[1] == ""
+    code, _, err = here("memory", "search", "m.db", "Vera", "--namespace", '["user", 3]')
+    assert (code, err.count("\n")) == (2, 1)
+    assert "write a JSON list of names" in err
+
+
 def test_a_search_by_one_alone_takes_it_from_the_other_or_says_what_lacks(here):
     here("memory", "add", "m.db", "Vera lives in Lisbon")
     assert "Vera lives in Lisbon" in here("memory", "search", "m.db", "Vera", "--by", "words")[1]

@@ -49,6 +49,14 @@ def test_a_namespace_is_split_at_slashes():
     ]
 
 
+def test_a_namespace_may_be_a_json_list():
+    assert read_namespace('["user", "a/b"]') == ("user", "a/b")
+    assert read_namespace("[user]/a") == ("[user]", "a")
+    for text, message in (('["user", "a/b"', "is not JSON"), ('["user", 3]', "write a JSON list of names")):
+        with pytest.raises(ValueError, match=message):
+            read_namespace(text)
+
+
 def test_a_provider_that_is_not_installed_is_named():
     with pytest.raises(ImportError, match="langchain-mistralai"):
         open_chat_model("mistralai:small", 1.0, None, None)
