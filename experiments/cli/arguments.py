@@ -240,12 +240,12 @@ def _describe_unknown(unknown: Sequence[str], flags: Sequence[str], arguments: S
         return f"unknown option {name!r}: only scrubjay train reads a config file; {advice}"
     if name in flags:  # of scrubjay train, not a setting of a run
         return f"option {name!r} belongs to scrubjay train; the settings of runs do not have it"
-    if owners := _find_owners(name):
+    if owners := find_owners(name):
         return f"unknown option {name!r}: of the memories, only {', '.join(owners)} have it"
     return f"unknown option {name!r}{did_you_mean(name, flags)}; --help lists all"
 
 
-def _find_owners(flag: str) -> list[str]:
+def find_owners(flag: str) -> list[str]:
     """Return the memories that have the option `flag`; empty if it is no option of a memory."""
     path, _, name = flag.rpartition(".")
     if path != "--policy.memory":

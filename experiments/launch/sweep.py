@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from scrubjay.experiments.cli.arguments import find_owners
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.cli.untrusted_text import printable
 from scrubjay.experiments.files import CONFIG, own_folder, read_untrusted, write_atomically
@@ -33,6 +34,8 @@ _REPORTS = 16
 """Number of times a trial reports its score to the scheduler."""
 _MEMORIES = ("memory", "memory.parts", "method")
 """Flags that select a memory, or a method of a team."""
+_ABSENT = "-"
+"""Value of a setting of memories in the trials of a memory that does not have this setting."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,50 @@ class Sweep:
         return tuple(trial[name] for name in names)
 
     def trials(self) -> list[dict[str, str]]:
-        """Return the flag values of every trial."""
+        """Return the flag values of every trial.
+
+        A setting that only some of the memories have is "-" for the other memories, which thus have one trial
+        instead of one for each value.
+        """
         names = [name for name, _ in self.params]
-        return [
-            dict(zip(names, values, strict=True))
-            for values in itertools.product(*(values for _, values in self.params))
-        ]
+        owners = {name: own for name in names if (own := self._find_owners(name))}
+        trials: list[dict[str, str]] = []
+        for values in itertools.product(*(values for _, values in self.params)):
+            trial = dict(zip(names, values, strict=True))
+            absent = {name: _ABSENT for name, own in owners.items() if trial["memory"] not in own}
+            if not absent or trial | absent not in trials:
+                trials.append(trial | absent)
+        return trials
+
+    def _find_owners(self, name: str) -> set[str]:
+        """Return the memories of the sweep that have the setting `name`; empty if no setting of memories."""
+        owners = find_owners(f"--policy.{name.removeprefix('policy.')}") if _is_of_memory(name) else []
+        return set(owners) & set(dict(self.params).get("memory", ()))
+
+    @property
+    def short_names(self) -> dict[str, str]:
+        """Names of the flags by their last parts, for Tune, whose tables cut names at 20 characters.
+
+        A last part that several flags share is not used.
+        """
+        names = [name for name, _ in self.params]
+        last = [name.rpartition(".")[2] for name in names]
+        return {part if last.count(part) == 1 else name: name for name, part in zip(names, last, strict=True)}
+
+    def from_tune(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the flag values of a trial, in the order of `params`, from the names that Tune has."""
+        return {name: config[short] for short, name in self.short_names.items() if short in config}
 
     def folder(self, out: Path, trial: dict[str, str]) -> Path:
-        """Return the run directory of a trial, of which Tune may have changed the order."""
-        return out / folder_name({name: trial[name] for name, _ in self.params})
+        """Return the run directory of a trial."""
+        return out / folder_name(trial)
 
     def arguments(self, trial: dict[str, str]) -> list[str]:
         """Return the arguments after `scrubjay train RECIPE` for this trial."""
         arguments = list(self.flags)
         for name, value in trial.items():
+            if _is_absent(name, value):
+                continue
             setting = name.removeprefix("set.")
             arguments += ["--set", f"{setting}={value}"] if name != setting else [f"--{name}", value]
         return arguments
@@ -137,7 +169,7 @@ def run_sweep(
         print("\nstopped; run the same command with --trust to continue")
         return 130
     signal.signal(signal.SIGINT, handler)
-    rows = [(result.config or {}, result.metrics or {}, result.error) for result in results]
+    rows = [(sweep.from_tune(result.config or {}), result.metrics or {}, result.error) for result in results]
     for trial, metrics, error in rows:
         if trial and error:  # a worker that was killed has written no result
             _write_status(sweep.folder(out, trial), "failed", metrics.get("step", 0), error)
@@ -156,19 +188,24 @@ def _make_config(sweep: Sweep, trial: dict[str, str]) -> Any:
     except ValueError as error:
         if len(sweep.trials()) == 1:
             raise
-        settings = " ".join(f"{name}={value}" for name, value in trial.items())
-        raise UsageError(f"trial {settings}: {error}") from error
+        raise UsageError(f"trial {_describe(trial)}: {error}") from error
     return config
 
 
 def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
     from ray import tune
+    from ray.tune.search.basic_variant import BasicVariantGenerator
 
     trainable = tune.with_resources(
         functools.partial(_train, sweep=sweep, out=out, here=Path.cwd()), {"cpu": 1}
     )
     storage = out / "tune"
-    space = {name: tune.grid_search(list(values)) for name, values in sweep.params}
+    trials = sweep.trials()
+    space = {
+        short: tune.grid_search(list(dict.fromkeys(trial[name] for trial in trials)))
+        for short, name in sweep.short_names.items()
+    }
+    points = [{short: trial[name] for short, name in sweep.short_names.items()} for trial in trials]
     if tune.Tuner.can_restore(str(storage)):
         return tune.Tuner.restore(
             str(storage), trainable, resume_unfinished=True, restart_errored=True, param_space=space
@@ -179,7 +216,9 @@ def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
-            max_concurrent_trials=jobs,
+            # Without these points, Tune would also train the combinations that are no trials.
+            search_alg=BasicVariantGenerator(points_to_evaluate=points, max_concurrent=jobs or 0),
+            num_samples=len(points),
             scheduler=_make_scheduler(sweep, steps, out),
         ),
         run_config=tune.RunConfig(name=storage.name, storage_path=str(out), verbose=1),
@@ -203,7 +242,7 @@ def _make_scheduler(sweep: Sweep, steps: int, out: Path) -> Any:
             return True
 
         def _of(self, trial: Any) -> ASHAScheduler:
-            group = sweep.group(trial.config)
+            group = sweep.group(sweep.from_tune(trial.config))
             if group not in self._by_group:
                 self._by_group[group] = ASHAScheduler(
                     time_attr="step",
@@ -222,7 +261,9 @@ def _make_scheduler(sweep: Sweep, steps: int, out: Path) -> Any:
             decision = self._of(trial).on_trial_result(tune_controller, trial, result)
             # At its last step, a finished trial is stopped, too.
             if decision == TrialScheduler.STOP and not result.get("finished"):
-                _write_status(sweep.folder(out, trial.config), "stopped early", result["step"])
+                _write_status(
+                    sweep.folder(out, sweep.from_tune(trial.config)), "stopped early", result["step"]
+                )
             return decision
 
         def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
@@ -234,11 +275,12 @@ def _make_scheduler(sweep: Sweep, steps: int, out: Path) -> Any:
     return GroupedASHA()
 
 
-def _train(trial: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> None:
+def _train(tune_config: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> None:
     """Train one trial in a worker; a restarted trial continues from its run directory."""
     from ray import tune
 
     import_user_modules()
+    trial = sweep.from_tune(tune_config)
     config: Any = override(sweep.recipe, sweep.arguments(trial))
     if config.init_from is not None:  # relative to the folder where the sweep was started, not to Tune's
         config = dataclasses.replace(config, init_from=str(here / config.init_from))
@@ -270,7 +312,20 @@ def _write_status(
 
 def folder_name(trial: dict[str, str]) -> str:
     """Return the folder name of a trial."""
-    return "_".join(f"{name}={value}".replace("/", "-") for name, value in trial.items())
+    return _describe(trial, "_").replace("/", "-")
+
+
+def _describe(trial: dict[str, str], separator: str = " ") -> str:
+    """Return the settings of a trial that its memory has."""
+    return separator.join(f"{name}={value}" for name, value in trial.items() if not _is_absent(name, value))
+
+
+def _is_absent(name: str, value: str) -> bool:
+    return value == _ABSENT and _is_of_memory(name)
+
+
+def _is_of_memory(name: str) -> bool:
+    return name.startswith(("memory.", "policy.memory."))
 
 
 def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict[str, Any], Any]]) -> str:
@@ -320,10 +375,9 @@ def _list_means(sweep: Sweep, scores: Sequence[tuple[dict[str, Any], float]]) ->
             groups[tuple(trial[name] for name in names)].append(score)
         if max(map(len, groups.values())) > 1:
             lines += [
-                f"| {' '.join(f'{name}={value}' for name, value in zip(names, key, strict=True))} | "
-                f"{sum(group) / len(group):.3f} | {len(group)} |"
+                f"| {settings} | {sum(group) / len(group):.3f} | {len(group)} |"
                 for key, group in groups.items()
-                if group
+                if group and (settings := _describe(dict(zip(names, key, strict=True))))
             ]
     if not lines:
         return []

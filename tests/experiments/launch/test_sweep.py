@@ -28,6 +28,39 @@ def test_trials_are_every_combination_once(params):
     assert len({tuple(trial.items()) for trial in trials}) == len(trials) == expected
 
 
+@pytest.mark.parametrize("setting", ["memory.chunk-size", "policy.memory.chunk-size"])
+def test_a_setting_that_a_memory_lacks_does_not_multiply_its_trials(setting, tmp_path):
+    params = ("memory", ("none", "hcam")), (setting, ("4", "8")), ("seed", ("0", "1"))
+    sweep = Sweep("tmaze-demo", params)
+    trials = [tuple(trial.values()) for trial in sweep.trials()]
+    assert trials[:2] == [("none", "-", "0"), ("none", "-", "1")]
+    assert trials[2:] == [("hcam", size, seed) for size in ("4", "8") for seed in ("0", "1")]
+    first, *_, last = sweep.trials()
+    assert sweep.arguments(first) == ["--memory", "none", "--seed", "0"]
+    assert sweep.arguments(last) == ["--memory", "hcam", f"--{setting}", "8", "--seed", "1"]
+    assert sweep.folder(tmp_path, first).name == "memory=none_seed=0"
+    assert read_means(sweep, [0.1, 0.3, 0.5, 0.5, 0.7, 0.7], tmp_path) == [
+        "| memory=none | 0.200 | 2 |",
+        f"| memory=hcam {setting}=4 | 0.500 | 2 |",
+        f"| memory=hcam {setting}=8 | 0.700 | 2 |",
+        "| memory=none | 0.200 | 2 |",
+        "| memory=hcam | 0.600 | 4 |",
+        f"| {setting}=4 | 0.500 | 2 |",
+        f"| {setting}=8 | 0.700 | 2 |",
+    ]
+
+
+def test_tune_gets_short_names():
+    """Its tables cut names at 20 characters."""
+    names = ("memory", "learner.learning-rate", "set.corridor_length", "memory.dim", "policy.dim")
+    sweep = Sweep("tmaze", tuple((name, ("1",)) for name in names))
+    short = ["memory", "learning-rate", "corridor_length", "memory.dim", "policy.dim"]
+    assert list(sweep.short_names) == short
+    config = {name: str(number) for number, name in enumerate(short)}
+    assert list(sweep.from_tune(config).items()) == [(name, str(n)) for n, name in enumerate(names)]
+    assert sweep.from_tune({}) == {}
+
+
 def test_words_are_flags_of_train():
     sweep = Sweep(
         "tmaze", (("ppo.gamma", ("0.9",)), ("set.corridor_length", ("5",))), ("--total-steps", "10")
@@ -99,14 +132,16 @@ def test_a_stopped_trial_gets_a_result_that_says_so(tmp_path):
         score = float(trial["learner.learning-rate"])
         folder = sweep.folder(tmp_path, trial)
         runs[score] = Run.create(config, folder)
-        tune_trial = SimpleNamespace(trial_id=str(score), config={**trial, "more": 1})
+        tune_trial = SimpleNamespace(
+            trial_id=str(score), config={"learning-rate": trial["learner.learning-rate"], "more": 1}
+        )
         scheduler.on_trial_add(None, tune_trial)
         scheduler.on_trial_result(None, tune_trial, {"score": score, "step": 16})
     assert {score: run.status for score, run in runs.items()} == {1e-3: "unfinished", 1e-7: "stopped early"}
     finished_run = resume(runs[1e-3].path)
     result = (finished_run.path / "result.json").read_text()
     last = {"score": 1.0, "step": 64, "finished": True}
-    scheduler.on_trial_result(None, SimpleNamespace(trial_id="0.001", config=sweep.trials()[1]), last)
+    scheduler.on_trial_result(None, SimpleNamespace(trial_id="0.001", config={"learning-rate": "1e-3"}), last)
     assert finished_run.status == "finished"
     assert (finished_run.path / "result.json").read_text() == result
 
@@ -176,7 +211,7 @@ def test_a_table_without_repetitions_has_no_means(tmp_path):
         (["tmaze", "--param", "memory"], "param 'memory': write it as name=v1,v2"),
         (["tmaze", "--param", "memory=gru,grue"], "trial memory=grue: unknown memory 'grue'"),
         (
-            ["tmaze", "--param", "memory=gru,hcam", "--param", "memory.chunk-size=4,8"],
+            ["tmaze", "--param", "memory=gru,none", "--param", "memory.chunk-size=4,8"],
             "trial memory=gru memory.chunk-size=4: unknown option '--policy.memory.chunk-size': of the",
         ),
         (
