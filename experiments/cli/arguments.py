@@ -134,8 +134,8 @@ def print_recipe_help(
     fields of `RecipeFlags` and similar classes. `options_type` has the other options of the command, if any.
     """
     values = {each.name: getattr(config, each.name) for each in dataclasses.fields(config) if each.init}
-    added: list[tuple[str, Any, Any]] = []
-    replaced: list[tuple[str, Any, Any]] = []
+    new_fields: list[tuple[str, Any, Any]] = []
+    overrides: list[tuple[str, Any, Any]] = []
     for flags_type, names in flags.items():
         hints = get_type_hints(flags_type, include_extras=True)
         docs = docstring_parser.parse_from_object(flags_type).params
@@ -148,12 +148,12 @@ def print_recipe_help(
             # Such as the label of a method, which the flag sets.
             if name in values and not dataclasses.is_dataclass(values[name]):
                 del values[name]
-                replaced.append((name, hint, ()))
+                overrides.append((name, hint, ()))
             else:
-                added.append((f"flag_{name}", hint, ()))
+                new_fields.append((f"flag_{name}", hint, ()))
     own = () if options_type is None else (options_type,)
-    bases = type(config), *own, dataclasses.make_dataclass("Flags", added, frozen=True)
-    all_options: Any = dataclasses.make_dataclass(type(config).__name__, replaced, bases=bases, frozen=True)
+    bases = type(config), *own, dataclasses.make_dataclass("Flags", new_fields, frozen=True)
+    all_options: Any = dataclasses.make_dataclass(type(config).__name__, overrides, bases=bases, frozen=True)
     all_options.__doc__ = type(config).__doc__
     default = all_options(**values)
     _parse(all_options, ["--help"], prog=prog, default=default)

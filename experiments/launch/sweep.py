@@ -351,12 +351,12 @@ def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict
         score = f"{metrics['score']:.3f}" if "score" in metrics else ""
         values = " | ".join(str(config.get(name, "")) for name in names)
         lines.append(f"| {values} | {score} | {steps} | {state} | {folder} |")
-    finished = [
+    scores = [
         (config, metrics["score"])
         for config, metrics, error in results
         if _state(metrics, error) == "finished" and not math.isnan(metrics["score"])
     ]
-    return "\n".join(lines + _list_means(sweep, finished)) + "\n"
+    return "\n".join(lines + _list_means(sweep, scores)) + "\n"
 
 
 def _list_means(sweep: Sweep, scores: Sequence[tuple[dict[str, Any], float]]) -> list[str]:
@@ -365,9 +365,9 @@ def _list_means(sweep: Sweep, scores: Sequence[tuple[dict[str, Any], float]]) ->
     Each combination of settings has a mean over the seeds. Then each value of a setting has a mean over all
     trials that have this value.
     """
-    varied = [name for name, values in sweep.params if len(values) > 1 and name != "seed"]
+    swept_names = [name for name, values in sweep.params if len(values) > 1 and name != "seed"]
     lines = []
-    for names in ([varied] if len(varied) > 1 else []) + [[name] for name in varied]:
+    for names in ([swept_names] if len(swept_names) > 1 else []) + [[name] for name in swept_names]:
         groups: dict[tuple[str, ...], list[float]] = {}
         for trial in sweep.trials():
             groups.setdefault(tuple(trial[name] for name in names), [])

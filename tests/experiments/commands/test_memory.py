@@ -54,8 +54,8 @@ def test_a_user_whose_id_has_a_slash_is_found(here):
     with MemoryBank("m.db") as bank:
         bank.add("Vera lives in Lisbon", namespace=("user", "org/vera"))
     assert here("memory", "add", "m.db", "Vera has a cat", "--namespace", namespace)[0] == 0
-    found = json.loads(here("memory", "search", "m.db", "Lisbon", "--namespace", namespace, "--json")[1])
-    assert found["namespace"] == json.loads(namespace)
+    record = json.loads(here("memory", "search", "m.db", "Lisbon", "--namespace", namespace, "--json")[1])
+    assert record["namespace"] == json.loads(namespace)
     assert len(ids(here("memory", "search", "m.db", "Vera", "--namespace", namespace)[1])) == 2
     assert here("memory", "search", "m.db", "Vera", "--namespace", "user/org/vera")[1] == ""
     code, _, err = here("memory", "search", "m.db", "Vera", "--namespace", '["user", 3]')
