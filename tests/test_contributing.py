@@ -92,6 +92,8 @@ def test_the_context_policy(snippets, monkeypatch):
     monkeypatch.setitem(registry._POLICIES, "tail", snippets.TailPolicy)
     assert scrubjay.memory.context.make("tail", budget=9) == snippets.TailPolicy(9)
     assert scrubjay.memory.context.name_of(snippets.TailPolicy()) == "tail"
+    assert snippets.scored.dropped_tokens == 28
+    assert snippets.scored.nbytes() == snippets.scored.policy.nbytes(40, snippets.scored.shape()) == 6208
     keys = next(iter(snippets.cache.layers[0].memory.state.values()))
     assert keys.shape[2] <= 8
     widening = snippets.widening

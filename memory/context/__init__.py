@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.context.policies.base import LayerMemory as LayerMemory
     from scrubjay.memory.context.policies.base import LayerStats as LayerStats
     from scrubjay.memory.context.policies.base import Step as Step
+    from scrubjay.memory.context.policies.scored.base import ScoredPolicy as ScoredPolicy
     from scrubjay.memory.context.registry import list_policies as list_policies
     from scrubjay.memory.context.registry import make as make
     from scrubjay.memory.context.registry import name_of as name_of
@@ -34,6 +35,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "infiniretri": ["InfiniRetri"],
         "models": ["load_model"],
         "policies.base": ["CacheShape", "ContextPolicy", "LayerMemory", "LayerStats", "Step"],
+        "policies.scored.base": ["ScoredPolicy"],
         "registry": ["list_policies", "make", "name_of", "register"],
     },
     extras={"transformers": "lm"},

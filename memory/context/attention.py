@@ -45,6 +45,8 @@ class _ThreadState(threading.local):
     """Cache layer for the next call of the attention function; None if no call is pending."""
     reading: bool = False
     """True inside a model call with a `PolicyCache`."""
+    inputs: tuple[nn.Module, Tensor | None] | None = None
+    """Attention layer that runs now, and its inputs; None unless `record_inputs` watches the model."""
     masks: list[tuple[Tensor, Callable[..., Tensor]]] | None = None
     """Masks of the current call and their functions, inside a `record_mask_functions` block."""
 
@@ -110,7 +112,27 @@ def set_reading(reading: bool) -> None:
 
     An interrupted call may leave behind a layer that `set_next_layer` set. This function removes that layer.
     """
-    _thread_state.layer, _thread_state.reading = None, reading
+    _thread_state.layer, _thread_state.reading, _thread_state.inputs = None, reading, None
+
+
+def record_inputs(decoder: nn.Module) -> None:
+    """Make the attention layers of a decoder pass their inputs to the attention function."""
+    for module in decoder.modules():
+        if (
+            type(module).__name__.endswith("Attention")
+            and _record_inputs not in module._forward_pre_hooks.values()
+        ):
+            module.register_forward_pre_hook(_record_inputs, with_kwargs=True)
+
+
+def _record_inputs(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    if _thread_state.reading:
+        _thread_state.inputs = module, args[0] if args else options.get("hidden_states")
+
+
+def _take_inputs(module: nn.Module) -> Tensor | None:
+    inputs, _thread_state.inputs = _thread_state.inputs, None
+    return inputs[1] if inputs is not None and inputs[0] is module else None
 
 
 @contextmanager
@@ -180,7 +202,7 @@ def policy_attention(
             "causal attention with padding: use the model's own cache"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scoring = Scoring(scale, softcap, s_aux)
+    scoring = Scoring(scale, softcap, s_aux, module, _take_inputs(module))
     layer, _thread_state.layer = _thread_state.layer, None
     if layer is None:
         if _thread_state.reading:
@@ -236,6 +258,9 @@ def _padding_mask(
     return attention_mask
 
 
+_OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features")
+"""Arguments of models that also read images, videos or sound."""
+
 # Policy caches in use by each model, by thread id. All caches of a model have the same `outside_attention`.
 _active_caches: WeakKeyDictionary[nn.Module, dict[int, Any]] = WeakKeyDictionary()
 LOCK = threading.Lock()
@@ -279,7 +304,13 @@ def _enter(entry: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> 
         past_length = cache.get_seq_length()
         positions = torch.arange(past_length, past_length + inputs.shape[1], device=inputs.device)[None]
         options = options | {"position_ids": positions}
-    cache.begin_call(positions, inputs.shape[1])
+    unread = [name for name in _OTHER_INPUTS if options.get(name) is not None]
+    if unread and cache.policy is not None and cache.policy.reads_twice:
+        raise ValueError(
+            f"{type(cache.policy).__name__} reads every prompt twice, from its token ids, so it cannot read "
+            f"{unread[0]}; use another policy"
+        )
+    cache.begin_call(positions, inputs)
     config = _config_of(entry)
     with LOCK:
         check_not_wrapped(entry)
@@ -309,10 +340,10 @@ def _leave(entry: nn.Module, _: Any = None, output: Any = None) -> None:
         cache = caches.pop(threading.get_ident(), None)
         if cache is None:
             return
-        if output is not None:
-            cache.end_call()
         if not caches:
             config._attn_implementation = cache.outside_attention
+    if output is not None:
+        cache.end_call(entry)
 
 
 def falcon_modules(decoder: nn.Module) -> list[nn.Module]:

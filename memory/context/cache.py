@@ -11,14 +11,19 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Int
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from scrubjay.memory.context.attention import ATTENTION, attend_by_policy, serve_falcon, set_next_layer
-from scrubjay.memory.context.cache_file import check_shape, load_layer, read_cache_file
+from scrubjay.memory.context.attention import (
+    ATTENTION,
+    attend_by_policy,
+    record_inputs,
+    serve_falcon,
+    set_next_layer,
+)
+from scrubjay.memory.context.cache_file import check_shape, load_layer, read_cache_file, write_cache_file
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
-from scrubjay.memory.context.layers.local import select_policy
+from scrubjay.memory.context.layers.local import select_policies
 from scrubjay.memory.context.layers.policy import PolicyLayer, RetainedTokens
 from scrubjay.memory.context.layers.probe import (
     check_layers,
@@ -31,14 +36,13 @@ from scrubjay.memory.context.layers.rotation import find_rotaries, find_rotation
 from scrubjay.memory.context.layers.state import StateAndPolicyLayer, StateLayer, StatelessLayer
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
 from scrubjay.memory.context.policies.budget import get_window, resolve_budget
+from scrubjay.memory.context.policies.scored.second_pass import SecondPass
 from scrubjay.memory.context.registry import name_of, warn_of_dropped_tokens
 
 INTERRUPTED = (
     "an earlier call with this cache was interrupted, by Ctrl-C or an error, after only some layers had "
     "processed its tokens; reset the cache and read the text again, or load a saved cache"
 )
-
-
 _CHECK_INTERVAL = 64
 """Number of single tokens after which a cache checks for dropped tokens."""
 
@@ -89,15 +93,21 @@ class PolicyCache(Cache):
         # The implementation must not change between now and a call with this cache.
         self.outside_attention = attend_by_policy(entry)
         check_layers(model, layer_types)
+        if policy.reads_twice and config.model_type in STATE_RESETTING_MODELS:
+            raise ValueError(
+                f"{type(policy).__name__} reads every prompt twice, but {config.model_type} resets its "
+                "states in every call with several tokens; use a policy that reads once"
+            )
+        if policy.reads_hidden:
+            record_inputs(decoder)
         policy = resolve_budget(policy, get_window(model))
         self.policy, self._config, self.track_tokens = policy, config, track_tokens
-        policies = [
-            select_policy(policy, layer_type, index, len(layer_types))
-            for index, layer_type in enumerate(layer_types)
-        ]
+        policies = select_policies(policy, layer_types)
         self.rotaries = find_rotaries(model, policies)
         # Without position ids Bamba would restart the positions at 0 in every call.
         self.adds_position_ids = has_rotary(decoder) and takes_positions(entry)
+        self.takes_positions = takes_positions(entry)
+        self.second_pass = SecondPass(type(policy).__name__) if policy.reads_twice else None
         # Token count of every row; a tensor once rows differ in padding.
         self.count: int | Int[Tensor, " batch"] = 0
         # State of the current model call: positions of its tokens, and whether a layer has processed them.
@@ -123,16 +133,21 @@ class PolicyCache(Cache):
             return StateAndPolicyLayer(self, index, policy, shared_index, layer_type.states)
         return PolicyLayer(self, index, policy, shared_index)
 
-    def begin_call(self, position_ids: Tensor | None, length: int) -> None:
-        """Prepare for a model call with `length` tokens at `position_ids`; None means consecutive positions.
+    def begin_call(self, position_ids: Tensor | None, inputs: Tensor) -> None:
+        """Prepare for a model call with `inputs` at `position_ids`; None means consecutive positions.
+
+        `inputs` are token ids, "batch length", or embeddings, "batch length width".
 
         Raises:
             RuntimeError: After an interrupted call.
             ValueError: On several tokens after the first call, if the model resets its states in every call
-                with several tokens.
+                with several tokens. On embeddings, if the policy reads every prompt twice.
         """
         if self.call_started:
             raise RuntimeError(INTERRUPTED)
+        length = inputs.shape[1]
+        if self.second_pass is not None:
+            self.second_pass.begin_call(inputs)
         if length > 1 and self._config.model_type in STATE_RESETTING_MODELS and self.get_seq_length():
             raise ValueError(
                 f"{self._config.model_type} resets its states in every call with several tokens, with any "
@@ -152,13 +167,21 @@ class PolicyCache(Cache):
             return 1 if self.get_seq_length() else max(length, 1)
         return self.policy.call_length(length, block)
 
-    def end_call(self) -> None:
-        """Mark the current call as complete: all layers have processed its tokens."""
-        self.call_started = False
-        length = 0 if self._step is None else self._step.length
+    def end_call(self, entry: nn.Module) -> None:
+        """Mark the current call as complete: all layers have processed its tokens.
+
+        If the policy reads prompts twice, its second pass calls `entry`, the submodel that gets the cache
+        first.
+        """
+        step, second_pass = self._step, self.second_pass
         # Free what the layers shared in this call.
         self._step = self.position_ids = None
-        if self.policy.drops and (length > 1 or self.get_seq_length() % _CHECK_INTERVAL == 0):
+        if step is not None and second_pass is not None:
+            second_pass.end_call(self, step, entry)
+        self.call_started = False
+        length = 0 if step is None else step.length
+        is_copy = second_pass is not None and second_pass.is_copy
+        if self.policy.drops and not is_copy and (length > 1 or self.get_seq_length() % _CHECK_INTERVAL == 0):
             self.warn_of_dropped_tokens()
 
     def update(
@@ -413,26 +436,16 @@ class PolicyCache(Cache):
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the cache to one safetensors file, with the policy's name and fields."""
-        tensors = {
-            f"{index}.{name}": tensor.detach().contiguous()
-            for index, layer in enumerate(self.layers)
-            for name, tensor in layer.state_dict().items()
-        }
-        if not isinstance(self.count, int):
-            tensors["count"] = self.count
         metadata = {
             "policy": name_of(self.policy),
-            "fields": dataclasses.asdict(self.policy),  # pyright: ignore[reportArgumentType]
+            "fields": _to_fields(self.policy),
             "seen": self.get_seq_length(),
             "layers": len(self.layers),
             "shape": dataclasses.asdict(self.shape()) if self.get_seq_length() else None,
         }
         if self.track_tokens:
             metadata["marked"] = True
-        budgets = [getattr(layer, "budget", None) for layer in self.layers]
-        if any(budget is not None for budget in budgets):
-            metadata["budgets"] = budgets
-        save_file(tensors, path, metadata={"scrubjay": json.dumps(metadata)})
+        write_cache_file(path, self.layers, self.count, metadata)
 
     @classmethod
     def load(cls, path: str | PathLike[str], policy: ContextPolicy, model: PreTrainedModel) -> Self:
@@ -450,7 +463,7 @@ class PolicyCache(Cache):
         cache = cls(policy, model)
         expected = {
             "policy": name_of(cache.policy),
-            "fields": dataclasses.asdict(cache.policy),  # pyright: ignore[reportArgumentType]
+            "fields": _to_fields(cache.policy),
             "layers": len(cache.layers),
         }
         content = read_cache_file(path, expected, len(cache.layers), model.device)
@@ -480,3 +493,8 @@ class PolicyCache(Cache):
 
     def _count_tensor(self) -> Int[Tensor, " batch"]:
         return torch.as_tensor(self.count).expand(self.shape().batch)
+
+
+def _to_fields(policy: Any) -> dict[str, Any]:
+    # As in a file, where tuples are lists.
+    return json.loads(json.dumps(dataclasses.asdict(policy)))

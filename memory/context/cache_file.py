@@ -6,7 +6,7 @@ A file may be from someone else. A wrong size would otherwise be an error of tor
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -31,6 +32,11 @@ _DIMENSIONS: Mapping[str, str] = {
     "time": "batch columns",
     "sums": "batch key_heads columns",
     "queries": "batch heads queries key_width",
+    "flat_keys": "flat key_width",
+    "flat_values": "flat value_width",
+    "lengths": "batch key_heads",
+    "scores": "flat",
+    "ids": "batch unscored",
     "copied_keys": "batch key_heads copies key_width",
     "copied_values": "batch key_heads copies value_width",
     "copied_valid": "batch copies",
@@ -44,8 +50,8 @@ _COPIES = frozenset(("copied_keys", "copied_values"))
 """Names of tensors of which a state has both or none."""
 _KINDS: Mapping[str, torch.dtype | None] = {
     **dict.fromkeys(("valid", "copied_valid"), torch.bool),
-    **dict.fromkeys(("time", "width", "since"), torch.int64),
-    **dict.fromkeys(("sums",), torch.float32),
+    **dict.fromkeys(("time", "width", "since", "lengths", "ids"), torch.int64),
+    **dict.fromkeys(("sums", "scores"), torch.float32),
 }
 """Types of the tensors that do not have the type of the model's weights."""
 
@@ -65,6 +71,23 @@ class CacheContent(NamedTuple):
     """Budget of each layer; None for the budget of the policy."""
     has_marks: bool
     """True if the values mark their tokens."""
+
+
+def write_cache_file(
+    path: str | PathLike[str], layers: Sequence[Any], count: Tensor | int, metadata: dict[str, Any]
+) -> None:
+    """Write the tensors and budgets of all layers, the number of tokens, and `metadata` to a file."""
+    tensors = {
+        f"{index}.{name}": tensor.detach().contiguous()
+        for index, layer in enumerate(layers)
+        for name, tensor in layer.state_dict().items()
+    }
+    if not isinstance(count, int):
+        tensors["count"] = count
+    budgets = [getattr(layer, "budget", None) for layer in layers]
+    if any(budget is not None for budget in budgets):
+        metadata = metadata | {"budgets": budgets}
+    save_file(tensors, path, metadata={"scrubjay": json.dumps(metadata)})
 
 
 def read_cache_file(
@@ -160,6 +183,22 @@ def check_state(
                 f"the tensor {name!r} has shape {list(tensor.shape)} and type {tensor.dtype}, which do not "
                 "fit the model and the other tensors"
             )
+    lengths = state.get("lengths")
+    if lengths is not None and not (
+        bool((lengths >= 0).all()) and int(lengths.sum()) == known_sizes.get("flat")
+    ):
+        raise TypeError(f"the lengths {lengths.flatten()[:9].tolist()} do not fit the number of tokens")
+
+
+def _check_ids(state: Mapping[str, Tensor], model: PreTrainedModel) -> None:
+    """Raise TypeError if token ids of a layer, negative for padding, are not those of its last tokens."""
+    ids = state.get("ids")
+    if ids is None:
+        return
+    size = model.config.get_text_config(decoder=True).vocab_size
+    counts, lengths = (ids >= 0).sum(dim=1), state["lengths"].amin(dim=1)
+    if not bool((ids < size).all() & (counts <= lengths).all()):
+        raise TypeError("the token ids do not fit the vocabulary and the number of tokens")
 
 
 def load_layer(
@@ -183,6 +222,7 @@ def load_layer(
         if not layer.policy.drops:
             sizes["columns"] = content.length
         check_state(own, sizes, model.dtype, layer.memory.state_names)
+        _check_ids(own, model)
     layer.load_state_dict(state)
     layer.past_length, layer.shape = content.length, content.shape
 

@@ -12,8 +12,15 @@ from scrubjay.memory.context.policies.chunks import ChunksPolicy
 from scrubjay.memory.context.policies.full import FullPolicy
 from scrubjay.memory.context.policies.h2o import H2OPolicy
 from scrubjay.memory.context.policies.recycled import RecycledPolicy
+from scrubjay.memory.context.policies.scored.adakv import AdaKVPolicy
+from scrubjay.memory.context.policies.scored.cake import CAKEPolicy
+from scrubjay.memory.context.policies.scored.expected_attention import ExpectedAttentionPolicy
+from scrubjay.memory.context.policies.scored.keydiff import KeyDiffPolicy
+from scrubjay.memory.context.policies.scored.kvzip import KVzipPolicy
+from scrubjay.memory.context.policies.scored.pyramidkv import PyramidKVPolicy
+from scrubjay.memory.context.policies.scored.snapkv import SnapKVPolicy
+from scrubjay.memory.context.policies.scored.tova import TOVAPolicy
 from scrubjay.memory.context.policies.sinks import SinksPolicy, WindowPolicy
-from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -21,12 +28,19 @@ _POLICIES: Registry[ContextPolicy] = Registry(
     "policy",
     "scrubjay.memory.context.register",
     {
+        "adakv": AdaKVPolicy,
+        "cake": CAKEPolicy,
         "chunks": ChunksPolicy,
+        "expected_attention": ExpectedAttentionPolicy,
         "full": FullPolicy,
         "h2o": H2OPolicy,
+        "keydiff": KeyDiffPolicy,
+        "kvzip": KVzipPolicy,
+        "pyramidkv": PyramidKVPolicy,
         "recycled": RecycledPolicy,
         "sinks": SinksPolicy,
         "snapkv": SnapKVPolicy,
+        "tova": TOVAPolicy,
         "window": WindowPolicy,
     },
 )

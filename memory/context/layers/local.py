@@ -6,6 +6,7 @@ window is part of the model. Tokens keep their positions in the text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,14 +142,17 @@ class LocalWindowMemory(LayerMemory):
         return visible & (query[:, :, None] // size == keys[:, None] // size)
 
 
-def select_policy(
-    policy: ContextPolicy, layer_type: LayerType, index: int, count: int
-) -> ContextPolicy | None:
-    """Return the policy of the layer `index` of `count` layers; None for a layer without attention."""
-    if not layer_type.attends:
-        return None
-    return (
-        policy.for_layer(index, count)
-        if layer_type.window is None
-        else LocalWindowPolicy(layer_type.window, layer_type.is_chunked)
-    )
+def select_policies(policy: ContextPolicy, layer_types: Sequence[LayerType]) -> list[ContextPolicy | None]:
+    """Return the policy of each layer; None for a layer without attention."""
+    count = sum(layer.attends and layer.window is None for layer in layer_types)
+    policies: list[ContextPolicy | None] = []
+    index = 0
+    for layer in layer_types:
+        if not layer.attends:
+            policies.append(None)
+        elif layer.window is not None:
+            policies.append(LocalWindowPolicy(layer.window, layer.is_chunked))
+        else:
+            policies.append(policy.for_layer(index, count))
+            index += 1
+    return policies

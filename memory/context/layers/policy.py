@@ -65,6 +65,7 @@ class PolicyLayer(CacheLayerMixin):
         """Clear the layer."""
         self.memory = self.policy.build()
         self.memory.tracks_reads = self._cache.track_tokens
+        self.memory.num_marks = MARKS if self._cache.track_tokens else 0
         rotary = self._cache.rotaries[self.index]
         if rotary is not None:
             self.memory.layout = rotary.layout

@@ -71,6 +71,7 @@ class Probe(DynamicCache):
     """Cache that records what every layer does. It is also the layer that attends next."""
 
     adds_position_ids = False
+    policy = None
 
     def __init__(self, config: Any, outside_attention: str | None) -> None:
         super().__init__(config=config)
@@ -82,10 +83,10 @@ class Probe(DynamicCache):
         self.masks: list[tuple[Tensor, Callable[..., Any]]] = []
         self._next_layer = 0
 
-    def begin_call(self, position_ids: Tensor | None, length: int) -> None:
+    def begin_call(self, position_ids: Tensor | None, inputs: Tensor) -> None:
         """Do nothing."""
 
-    def end_call(self) -> None:
+    def end_call(self, entry: nn.Module) -> None:
         """Do nothing."""
 
     def update(

@@ -157,7 +157,9 @@ def find_rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | Non
 
     Raises ValueError on a model whose rotary positions are not supported.
     """
-    needs_rotary = [policy is not None and policy.moves_positions for policy in policies]
+    needs_rotary = [
+        policy is not None and (policy.moves_positions or policy.reads_rotary) for policy in policies
+    ]
     if not any(needs_rotary):
         return [None] * len(policies)
     rotation, name = find_rotation(model), type(model).__name__

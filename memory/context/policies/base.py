@@ -8,7 +8,6 @@ eviction (compress), selection of the tokens that a query reads (retrieve), and 
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -192,6 +191,8 @@ class LayerMemory(ABC):
     """Largest number of tokens in a piece; None for no limit."""
     tracks_reads: bool = False
     """True if the memory records which tokens were read, for `get_retained_values`."""
+    num_marks: int = 0
+    """Number of last coordinates of each value vector that only identify its token."""
     state_names: ClassVar[frozenset[str]] = frozenset()
     """Names of tensors that each state with tokens has, for the check of a file."""
 
@@ -373,6 +374,12 @@ class ContextPolicy(ABC):
 
     moves_positions: ClassVar[bool] = False
     """True if the policy gives tokens other positions than the model does."""
+    reads_hidden: ClassVar[bool] = False
+    """True if the policy reads the inputs of the attention layers."""
+    reads_twice: ClassVar[bool] = False
+    """True if the model reads every prompt a second time, for the scores of its tokens."""
+    reads_rotary: ClassVar[bool] = False
+    """True if the policy computes with the model's rotary positions, although it moves no token."""
     drops: ClassVar[bool] = True
     """False if the policy keeps all tokens."""
     can_crop: ClassVar[bool] = False
@@ -391,7 +398,7 @@ class ContextPolicy(ABC):
         return max(prompt, 1) if self.query_aware else block
 
     def for_layer(self, index: int, count: int) -> ContextPolicy:
-        """Return the policy of layer `index` (from 0) of `count` layers; by default `self`."""
+        """Return the policy of layer `index` of `count` layers with full attention; by default `self`."""
         return self
 
     @property
@@ -451,48 +458,3 @@ def check_kernel(kernel: int) -> None:
         raise ValueError(f"kernel={kernel}: must be at least 1")
     if kernel % 2 == 0:
         raise ValueError(f"kernel={kernel}: must be odd, so that pooled scores stay aligned with tokens")
-
-
-# Smallest preference, so that layers with preference 0 share what the others leave.
-_MIN_PREFERENCE = 1e-9
-
-
-def split_budget(total: int, preferences: Sequence[float], columns: Sequence[int], least: int) -> list[int]:
-    """Return one token budget per layer, in proportion to `preferences`; the budgets sum to `total`.
-
-    Each layer gets at least `least` tokens, and at most the number of tokens that it has read (`columns`). If
-    `total` exceeds the sum of these maxima, the remaining tokens are distributed evenly. Budgets are rounded
-    by Webster's method, so that the budget of a layer does not grow when another layer is added.
-
-    Raises ValueError if `total` is too small, or on a preference that is negative, NaN or infinite.
-    """
-    if any(not 0 <= preference < math.inf for preference in preferences):
-        raise ValueError(f"preferences={list(preferences)}: each number must be finite and not negative")
-    if total < least * len(preferences):
-        raise ValueError(
-            f"total={total}: must be at least {least * len(preferences)}, since each of the "
-            f"{len(preferences)} layers needs at least {least} tokens"
-        )
-    weights = [max(preference, _MIN_PREFERENCE) for preference in preferences]
-    most = [max(count, least) for count in columns]
-    if total >= sum(most):
-        each, over = divmod(total - sum(most), len(most))
-        return [count + each + (index < over) for index, count in enumerate(most)]
-
-    def compute_shares(unit: float) -> list[int]:
-        return [
-            math.floor(min(max(weight * unit + 0.5, least), bound))
-            for weight, bound in zip(weights, most, strict=True)
-        ]
-
-    below, above = 0.0, (max(most) + 1) / min(weights)
-    while below < (middle := (below + above) / 2) < above:
-        if sum(compute_shares(middle)) <= total:
-            below = middle
-        else:
-            above = middle
-    budgets = compute_shares(below)
-    # Ties are resolved in favour of the first layers.
-    for index, more in enumerate(compute_shares(above)):
-        budgets[index] += min(more - budgets[index], total - sum(budgets))
-    return budgets

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -23,6 +23,10 @@ class Scoring:
     """Soft cap of the scores: `cap * tanh(score / cap)`, as in Gemma 2 (arXiv 2408.00118, section 2)."""
     sinks: Float[Tensor, " heads"] | None = None
     """Learned score per head, as in gpt-oss. It takes part in the softmax, but has no key and no value."""
+    module: nn.Module | None = None
+    """The model's attention layer; None outside of a model."""
+    hidden: Float[Tensor, "batch length dim"] | None = None
+    """Inputs of the attention layer, if a policy asks for them."""
 
     @property
     def is_plain(self) -> bool:

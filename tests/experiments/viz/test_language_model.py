@@ -134,6 +134,10 @@ SMALL = {
     "recycled": {"budget": 12, "stride": 4},
     "snapkv": {"budget": 12, "window": 4},
     "full": {},
+    **{
+        name: {"budget": 12, "window": 4}
+        for name in ("adakv", "cake", "expected_attention", "keydiff", "kvzip", "pyramidkv")
+    },
 }
 
 

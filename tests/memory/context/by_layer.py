@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from scrubjay.memory.context import CacheShape, ContextPolicy, LayerStats
-from scrubjay.memory.context.policies.base import split_budget
+from scrubjay.memory.context.policies.budget import split_budget
+from scrubjay.memory.context.policies.scored.cake import CAKEPolicy
+from scrubjay.memory.context.policies.scored.snapkv import SnapKVPolicy
 from scrubjay.memory.context.policies.sinks import SinksPolicy
-from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ BY_LAYER = {
 
 SMALL = {
     "alternating": {"budget": 8, "num_sinks": 2},
+    "adakv": {"budget": 12, "window": 4, "num_sinks": 2},
+    "cake": {"budget": 12, "window": 4, "num_sinks": 2},
+    "expected_attention": {"budget": 12, "window": 4, "num_sinks": 2, "future": 16},
+    "keydiff": {"budget": 12, "window": 4, "num_sinks": 2},
+    "kvzip": {"budget": 12, "window": 4, "num_sinks": 2, "chunk": 16, "instruction": (3, 4)},
+    "pyramidkv": {"budget": 12, "window": 4, "num_sinks": 2},
+    "tova": {"budget": 12},
     "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "disk"},
     "full": {},
     "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
@@ -87,17 +95,25 @@ SMALL = {
 """Sizes of all policies of the tests at which much is evicted after 40 tokens."""
 
 
+ALLOCATING = (SpreadPolicy, CAKEPolicy)
+"""Policies that divide a joint budget among the layers."""
+
+
 @contextmanager
 def record_budgets() -> Iterator[list[Sequence[int]]]:
-    """Record the budgets that `SpreadPolicy` sets, one list per layer and call."""
-    budgets, allocate = [], SpreadPolicy.allocate
+    """Record the budgets that policies set for their layers, one list per layer and call."""
+    budgets = []
 
-    def record(self, stats, shape):
-        budgets.append(allocate(self, stats, shape))
-        return budgets[-1]
+    def recorder(allocate):
+        def record(self, stats, shape):
+            budgets.append(allocate(self, stats, shape))
+            return budgets[-1]
+
+        return record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SpreadPolicy, "allocate", record)
+        for policy in ALLOCATING:
+            patch.setattr(policy, "allocate", recorder(policy.allocate))
         yield budgets
 
 
@@ -107,13 +123,14 @@ def replay_budgets(budgets: list[Sequence[int]]) -> Iterator[None]:
 
     The rows of a batch share budgets, so a row read alone must use the budgets of the batch.
     """
-    pending, allocate = iter(budgets), SpreadPolicy.allocate
+    pending = iter(budgets)
 
-    def replay(self, stats, shape):
-        return next(pending, None) or allocate(self, stats, shape)
+    def replayer(allocate):
+        return lambda self, stats, shape: next(pending, None) or allocate(self, stats, shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SpreadPolicy, "allocate", replay)
+        for policy in ALLOCATING:
+            patch.setattr(policy, "allocate", replayer(policy.allocate))
         yield
 
 

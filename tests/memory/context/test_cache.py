@@ -17,8 +17,8 @@ from scrubjay.memory.context import ContextPolicy, PolicyCache
 from scrubjay.memory.context.policies.base import Step
 from scrubjay.memory.context.policies.full import FullPolicy
 from scrubjay.memory.context.policies.rotary import Rotary
+from scrubjay.memory.context.policies.scored.snapkv import SnapKVPolicy
 from scrubjay.memory.context.policies.sinks import SinksPolicy
-from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
 
 SMALL = {
     "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3},
@@ -57,7 +57,12 @@ def model(tiny_llama):
 
 
 def columns(cache):
-    return [layer.memory.state["keys"].shape[2] for layer in cache.attention_layers]
+    return [count_columns(layer) for layer in cache.attention_layers]
+
+
+def count_columns(layer):
+    """Return the largest number of tokens that a head of a layer retains."""
+    return layer.memory.get_retained_values(torch.tensor([1000])).values.shape[2]
 
 
 def budgets(cache) -> list[Any]:
@@ -88,7 +93,7 @@ def test_layers_only_share_values_of_their_own_policy(names, padding, model, tex
     assert torch.equal(read(model, PolicyCache(policy, model), ids, cuts, mask), shared)
 
 
-@pytest.mark.parametrize("name", ["chunks", "h2o", "sinks", "snapkv"])
+@pytest.mark.parametrize("name", ["chunks", "h2o", "sinks"])
 def test_sizes_of_one_policy_do_not_leak_into_layers_of_others(name, model, text, monkeypatch):
     policy = context.make(name, **SMALL[name])
     other = context.make(name, **SMALL[name] | {"budget": 20})
@@ -196,7 +201,9 @@ def test_allocation_layer_by_layer_equals_allocation_at_the_end(padding, model, 
 def test_a_prompt_is_retained_as_with_fixed_budgets(model, text):
     cache = PolicyCache(SPREAD, model)
     read(model, cache, text[:, :36])
-    fixed_policy = CyclicPolicy(tuple(SnapKVPolicy(budget, 4, 5, 2) for budget in budgets(cache)))
+    fixed_policy = CyclicPolicy(
+        tuple(SnapKVPolicy(budget, window=4, kernel=5, num_sinks=2) for budget in budgets(cache))
+    )
     other = PolicyCache(fixed_policy, model)
     read(model, other, text[:, :36])
     for ours, theirs in zip(states(cache), states(other), strict=True):
@@ -214,9 +221,9 @@ def test_the_cache_never_exceeds_the_budgets_and_one_layers_prompt(tiny_llama, m
 
     def record(cache, index, length):
         layers = cache.attention_layers[: index + 1]
-        before = sum(layer.memory.state["keys"].shape[2] for layer in layers)
+        before = sum(count_columns(layer) for layer in layers)
         allocate(cache, index, length)
-        counts.append((before, sum(layer.memory.state["keys"].shape[2] for layer in layers)))
+        counts.append((before, sum(count_columns(layer) for layer in layers)))
 
     monkeypatch.setattr(PolicyCache, "allocate", record)
     cache = PolicyCache(SPREAD, model)
@@ -238,10 +245,13 @@ def test_equal_preferences_are_the_policy_without_allocation(model, text):
 
     ids, mask = pad(text, 5)
     cuts = [30, 31, 32, 36]
-    cache = PolicyCache(EqualPreferences(12, 4, 5, 2), model)
+    cache = PolicyCache(EqualPreferences(12, window=4, kernel=5, num_sinks=2), model)
     logits = read(model, cache, ids, cuts, mask)
     assert budgets(cache) == [12] * 4
-    assert torch.equal(logits, read(model, PolicyCache(SnapKVPolicy(12, 4, 5, 2), model), ids, cuts, mask))
+    assert torch.equal(
+        logits,
+        read(model, PolicyCache(SnapKVPolicy(12, window=4, kernel=5, num_sinks=2), model), ids, cuts, mask),
+    )
 
 
 def test_none_leaves_layers_as_they_are_configured(model, text):
@@ -252,13 +262,16 @@ def test_none_leaves_layers_as_they_are_configured(model, text):
         def allocate(self, stats, shape):
             # Each layer is compressed at once, not all at the end.
             before = caches[0].attention_layers[: len(stats) - 1]
-            assert all(layer.memory.state["keys"].shape[2] == 12 for layer in before)
+            assert all(count_columns(layer) == 12 for layer in before)
 
-    cache = PolicyCache(NoneAllocatePolicy(12, 4, 5, 2), model)
+    cache = PolicyCache(NoneAllocatePolicy(12, window=4, kernel=5, num_sinks=2), model)
     caches.append(cache)
     logits = read(model, cache, text, [30, 31])
     assert budgets(cache) == [None] * 4
-    assert torch.equal(logits, read(model, PolicyCache(SnapKVPolicy(12, 4, 5, 2), model), text, [30, 31]))
+    assert torch.equal(
+        logits,
+        read(model, PolicyCache(SnapKVPolicy(12, window=4, kernel=5, num_sinks=2), model), text, [30, 31]),
+    )
 
 
 def test_rows_of_a_batch_share_the_budgets_of_their_mean(model, text, monkeypatch):
@@ -320,7 +333,7 @@ def test_invalid_budgets_are_reported(model, text):
         def allocate(self, stats, shape):
             return [5] * len(stats) if shape.batch == 1 else [12]
 
-    cache = PolicyCache(WrongPolicy(12, 4, 5, 2), model)
+    cache = PolicyCache(WrongPolicy(12, window=4, kernel=5, num_sinks=2), model)
     with pytest.raises(ValueError, match=r"budget=5: must be at least 6"):
         read(model, cache, text[:1])
     with pytest.raises(RuntimeError, match="was interrupted"):
@@ -328,7 +341,7 @@ def test_invalid_budgets_are_reported(model, text):
     with pytest.raises(
         ValueError, match=r"WrongPolicy.allocate returned 1 budgets; return one for each of the 2"
     ):
-        read(model, PolicyCache(WrongPolicy(12, 4, 5, 2), model), text)
+        read(model, PolicyCache(WrongPolicy(12, window=4, kernel=5, num_sinks=2), model), text)
 
     @dataclass(frozen=True)
     class SinksWithAllocate(SinksPolicy):

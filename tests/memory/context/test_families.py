@@ -25,6 +25,7 @@ POLICIES = {
     "sinks": {"budget": BUDGET, "num_sinks": SINKS},
     "h2o": {"budget": BUDGET, "recent": 5, "num_sinks": SINKS, "interval": 3},
     "snapkv": {"budget": BUDGET, "window": 4, "num_sinks": SINKS},
+    "expected_attention": {"budget": BUDGET, "window": 4, "num_sinks": SINKS, "future": 16},
     "recycled": {"budget": BUDGET, "stride": 4, "num_sinks": SINKS},
     "chunks": {"budget": BUDGET, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
@@ -221,7 +222,10 @@ def read_and_record(model, cache, ids, cuts, monkeypatch):
             read = (report.values if report.read_values is None else report.read_values)[0, 0]
             read = read[read.any(dim=-1)]
         else:
-            read = torch.cat([before["values"][0, 0], new[0, 0]]) if before else new[0, 0]
+            read = new[0, 0]
+            if before:
+                past = before["flat_values"] if "flat_values" in before else before["values"][0, 0]
+                read = torch.cat([past, read])
         all_values = torch.cat(values[self.index])
         equal = (read[:, None] == all_values[None]).all(dim=-1)
         assert equal.sum(dim=1).eq(1).all()

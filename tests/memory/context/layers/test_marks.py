@@ -11,6 +11,8 @@ from scrubjay.memory import context
 from scrubjay.memory.context.layers.policy import FIRST, MARKS, add_marks, find_tokens
 
 POLICIES = [*context.list_policies(), *BY_LAYER]
+# A score of `expected_attention` depends on the values, and `kvzip` reads again with a copy of its memories.
+WITH_SHADOW = [name for name in POLICIES if name not in ("expected_attention", "kvzip")]
 pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]
 
 
@@ -60,7 +62,7 @@ def read_and_record(policy, model, ids, cuts, mask=None):
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("cuts", [[20, *range(21, 41)], [1, 2, 3, 30, 31, 40], list(range(1, 41))])
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", WITH_SHADOW)
 def test_retained_tokens_are_those_that_are_read(name, cuts, tiny_llama, text):
     records = read_and_record(context.make(name, **SMALL[name]), tiny_llama(), text, cuts)
     for tokens_by_layer, weights in records:
@@ -79,7 +81,7 @@ def test_retained_tokens_are_those_that_are_read(name, cuts, tiny_llama, text):
                 assert not bool((later & ~tokens.stored_mask).any())
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", WITH_SHADOW)
 def test_rows_of_different_lengths_have_their_own_tokens(name, tiny_llama, text):
     ids, mask = pad(text, 7)
     for tokens_by_layer, weights in read_and_record(

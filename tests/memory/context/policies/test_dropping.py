@@ -40,7 +40,8 @@ def test_the_count_is_the_number_of_invisible_tokens(name, cuts, tiny_llama, tex
     for end in [*cuts, 40]:
         read(model, cache, text[:, cache.get_seq_length() : end])
         assert cache.dropped_tokens == count_invisible(cache)
-    assert (cache.dropped_tokens > 0) == policy.drops
+    is_read_again = name == "kvzip" and len(cuts) > 10  # tokens that come one by one stay until a prompt
+    assert (cache.dropped_tokens > 0) == (policy.drops and not is_read_again)
     cache.reset()
     assert cache.dropped_tokens == 0
 

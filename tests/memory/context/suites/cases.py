@@ -27,6 +27,9 @@ POLICIES: dict[str, dict[str, Any]] = {
     "recycled": {"budget": BUDGET, "stride": 4, "num_sinks": SINKS, "kernel": 3},
     "chunks": {"budget": BUDGET, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
+SAME_MODELS = dict.fromkeys(("adakv", "cake", "keydiff", "kvzip", "pyramidkv", "tova"), "snapkv")
+SAME_MODELS |= {"expected_attention": "sinks"}
+"""Policies that serve the same models as others; `kvzip` refuses models that restart their states."""
 STEPS = list(range(8, LENGTH))
 """Ends of the calls of a text in steps; the first call is longer than the padding."""
 BLOCKS = [18, 23, *range(24, LENGTH)]

@@ -52,7 +52,20 @@ def test_a_model_equals_the_definition_or_is_refused(name):
 
 def test_the_page_has_every_model():
     assert rows().keys() >= {*tiny.names()} >= {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
-    assert cases.POLICIES.keys() == set(context.list_policies())
+    assert {*cases.POLICIES, *cases.SAME_MODELS} == set(context.list_policies())
+    assert cases.POLICIES.keys() >= {*cases.SAME_MODELS.values()}
+
+
+@pytest.mark.parametrize("name", ["bamba", "gpt2", "gptj", "jamba", "llama", "qwen3"])
+def test_policies_serve_the_same_models(name):
+    reasons = cases.find_outcome(name).reasons
+    for policy, like in cases.SAME_MODELS.items():
+        is_restarted = policy == "kvzip" and name in cases.STATE_RESETTING_MODELS
+        if like in reasons or is_restarted:
+            with pytest.raises(ValueError, match="use "):
+                PolicyCache(context.make(policy), tiny.make(name))
+        else:
+            PolicyCache(context.make(policy), tiny.make(name))
 
 
 @pytest.mark.slow

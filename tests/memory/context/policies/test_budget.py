@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.memory.context.policies.base import split_budget
+from scrubjay.memory.context.policies.budget import split_budget
 
 
 @st.composite
