@@ -119,7 +119,13 @@ class ScoredPolicy(BudgetPolicy):
         queries: Float[Tensor, "batch heads queries width"],
         scoring: Scoring,
     ) -> Float[Tensor, " batch"]:
-        """Return the layer's weight in the split of a joint budget (`allocate`); by default 1."""
+        """Return the layer's weight in the split of a joint budget (`allocate`); by default 1.
+
+        Args:
+            keys: Keys of the tokens.
+            queries: Queries that the class variable `queries` selects.
+            scoring: The model's scale, soft cap and learned sinks.
+        """
         return keys.new_ones(len(keys))
 
     def build(self) -> LayerMemory:
