@@ -41,7 +41,8 @@ _DIMENSIONS: Mapping[str, str] = {
     "copied_values": "batch key_heads copies value_width",
     "copied_valid": "batch copies",
     "chunks": "batch key_heads tokens width",
-    "means": "batch key_heads means key_width",
+    "chunk_queries": "batch key_heads tokens key_width",
+    "summaries": "batch key_heads chunks summary_width",
     "width": "",
     "since": "",
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 from scrubjay.memory.config_registry import Registry
 from scrubjay.memory.context.policies.base import ContextPolicy
+from scrubjay.memory.context.policies.chunk_presets import HiPPolicy, LongHeadsPolicy, QuestPolicy
 from scrubjay.memory.context.policies.chunks import ChunksPolicy
 from scrubjay.memory.context.policies.full import FullPolicy
 from scrubjay.memory.context.policies.h2o import H2OPolicy
@@ -34,9 +35,12 @@ _POLICIES: Registry[ContextPolicy] = Registry(
         "expected_attention": ExpectedAttentionPolicy,
         "full": FullPolicy,
         "h2o": H2OPolicy,
+        "hip": HiPPolicy,
         "keydiff": KeyDiffPolicy,
         "kvzip": KVzipPolicy,
+        "longheads": LongHeadsPolicy,
         "pyramidkv": PyramidKVPolicy,
+        "quest": QuestPolicy,
         "recycled": RecycledPolicy,
         "sinks": SinksPolicy,
         "snapkv": SnapKVPolicy,

@@ -2,12 +2,9 @@
 
 LongHeads (Lu et al. 2024, arXiv 2402.10685) splits the text into chunks. A head reads the first chunk, the
 latest chunks and the best chunks. All of them get consecutive positions without gaps, so the text may be much
-longer than the training texts. Each query scores a chunk by the mean of the chunk's
-unrotated keys, as in MoBA (Lu et al. 2025, arXiv 2502.13189). LongHeads' own score needs the queries of a
-whole chunk, but a cache may get one token per call. Quest's score (Tang et al. 2024, arXiv 2406.10774) is an
-upper bound on the scores of a chunk's keys, computed from their smallest and largest coordinates. It takes
-twice the memory and is so loose that it misses relevant chunks. Chunks that are offloaded to main memory or
-disk are loaded on demand. The model's device then stores only one vector per chunk.
+longer than the training texts. Each query scores a chunk by a summary of its unrotated keys (`chunk_search`).
+Chunks that are offloaded to main memory or disk are loaded on demand. The model's device then stores only one
+summary per chunk. `chunk_presets` has the settings of LongHeads, Quest and HiP.
 
 Every 64 consecutive queries of a prompt select chunks together, as in InfLLM (Xiao et al. 2024, arXiv
 2402.04617). Each generated token selects its own chunks. `kernels.choose_chunks` selects the chunks with the
@@ -20,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,10 +36,12 @@ from scrubjay.memory.context.policies.base import (
 )
 from scrubjay.memory.context.policies.budget import BudgetPolicy
 from scrubjay.memory.context.policies.buffers import compact
+from scrubjay.memory.context.policies.chunk_search import Search, Summary, expand_query, summarize, vote
 from scrubjay.memory.context.policies.dense import Scoring
 from scrubjay.memory.context.policies.rotary import PairedRotation
 from scrubjay.memory.context.policies.slots import (
     attend_at_slots,
+    contiguous_slice,
     rotate_new_to_slots,
     rotate_to_origin,
     rotate_to_slots,
@@ -70,6 +69,10 @@ class ChunksPolicy(BudgetPolicy):
     """Storage of chunks: "model" (the model's device), "cpu" (main memory) or "disk" (a temporary file)."""
     folder: str | None = None
     """Folder of the files if `store` is "disk". Default: the system's folder for temporary files."""
+    summary: Summary = "mean"
+    """Summary of a chunk's keys: "mean", "middle", "bounds" or "attention"."""
+    search: Search = "flat"
+    """Search for chunks: "flat" rates all of them, "tree" only some in each range of the text."""
 
     moves_positions: ClassVar[bool] = True
     split_invariant: ClassVar[bool] = False
@@ -78,8 +81,9 @@ class ChunksPolicy(BudgetPolicy):
     margin: ClassVar[int] = 64
 
     def __post_init__(self) -> None:
-        if self.store not in ("model", "cpu", "disk"):
-            raise ValueError(f"store={self.store!r}; choose 'model', 'cpu' or 'disk'")
+        for name, choices in (("store", StoreLocation), ("summary", Summary), ("search", Search)):
+            if (value := getattr(self, name)) not in get_args(choices):
+                raise ValueError(f"{name}={value!r}; choose from {', '.join(map(repr, get_args(choices)))}")
         check_minimums(self, chunk_size=1)
         if self.local_chunks is not None and self.local_chunks < 0:
             raise ValueError(f"local_chunks={self.local_chunks}: must not be negative")
@@ -106,19 +110,21 @@ class ChunksPolicy(BudgetPolicy):
         return ChunksMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes on the device: a mean key per full chunk, an index, and the chunks stored there.
+        """Return the bytes on the device: a summary per full chunk, an index, and the chunks stored there.
 
         The storage of chunks includes unused capacity.
         """
         rows = shape.layers * shape.batch * shape.key_heads
-        means = tokens // self.chunk_size * rows * shape.key_width * shape.itemsize
+        key_bytes = rows * shape.key_width * shape.itemsize
+        summaries = tokens // self.chunk_size * key_bytes * (2 if self.summary == "bounds" else 1)
+        queries = key_bytes if self.summary == "attention" else 0
         index = 8 * rows if tokens else 0
         chunks = (
             compute_chunk_capacity(-(-tokens // self.chunk_size))
             if self.store in ("model", shape.device)
             else 0
         )
-        return means + index + chunks * self.chunk_size * shape.token_bytes
+        return summaries + index + chunks * self.chunk_size * (shape.token_bytes + queries)
 
 
 class _SingleTokenPlan(NamedTuple):
@@ -151,9 +157,9 @@ class _LastRead(NamedTuple):
 class ChunksMemory(LayerMemory):
     """Memory of one layer.
 
-    State: `means`, the mean key of each full chunk, rotated to position 0. Keys and values are in a
-    `ChunkStore`. The stored keys are rotated to position 0 and have interleaved pairs. If a call has only
-    one token, this token reads the last chunks in the store without a copy.
+    State: `summaries` of the full chunks. Keys and values are in a `ChunkStore`, with the mean query of each
+    key head if summaries need it. The stored keys and queries are rotated to position 0 and have interleaved
+    pairs. If a call has only one token, this token reads the last chunks in the store without a copy.
     """
 
     longest_piece = ChunksPolicy.margin
@@ -193,7 +199,7 @@ class ChunksMemory(LayerMemory):
         keys, values = self.load(chunks)
         # Heads and layers select different chunks, but equally many full ones, so all have the same slots.
         valid = step.compute_once("valid", lambda: self._valid(chunks[:, 0], step))
-        contiguous = step.compute_once("run", lambda: None if step.padded else _contiguous_slice(valid[0]))
+        contiguous = step.compute_once("run", lambda: None if step.padded else contiguous_slice(valid[0]))
         return (
             PastKeyValues(keys, values, valid)
             if contiguous is None
@@ -213,8 +219,7 @@ class ChunksMemory(LayerMemory):
         """Return keys and values of chunks in the store; a negative index returns an arbitrary chunk."""
         assert self._store is not None
         table = self._store.fetch(chunks.clamp(min=0).flatten(0, 1)).flatten(1, 2)
-        table = table.unflatten(0, chunks.shape[:2])
-        return table[..., : self._width], table[..., self._width :]
+        return self._split(table.unflatten(0, chunks.shape[:2]))[:2]
 
     def generate(
         self,
@@ -248,15 +253,16 @@ class ChunksMemory(LayerMemory):
         return attend_at_slots(query, keys, values, there, step, scoring)[0]
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Add new tokens to the store, and compute the mean key of each chunk that is now full."""
-        self._put(rotate_to_origin(keys, step), values, step)
-        self._take_means(step)
+        """Add new tokens to the store, and compute the summary of each chunk that is now full."""
+        queries = rotate_to_origin(query, step) if self.policy.summary == "attention" else None
+        self._put(queries, rotate_to_origin(keys, step), values, step)
+        self._summarize(step, scoring)
 
     def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
         """Return all values, the values that the last token read, and the values selected by score."""
         if self._store is None:
             return None
-        values = self._read_chunks(0, self._num_started)[..., self._width :]
+        values = self._split(self._read_chunks(0, self._num_started))[1]
         present = torch.arange(values.shape[2], device=values.device) < count.to(values.device)[:, None]
         values = values * present[:, None, :, None]
         if self._last_read is None:
@@ -289,30 +295,47 @@ class ChunksMemory(LayerMemory):
             self._store.reorder(rows)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state and the content of the store."""
+        """Return the summaries, the content of the store, and the width of a key, in the model's layout."""
         if self._store is None:
             return self.state
-        tensors = self.state | {"chunks": self._read_chunks(0, self._num_started)}
-        # Keys in the model's pair layout.
-        tensors = {name: self._relayout(tensor, "deinterleave") for name, tensor in tensors.items()}
-        return tensors | {"width": torch.tensor(self._width)}
+        keys, values, queries = self._split(self._read_chunks(0, self._num_started))
+        state = {"chunks": torch.cat([self._relayout(keys, "deinterleave"), values], dim=-1)}
+        if self.policy.summary == "attention":
+            state["chunk_queries"] = self._relayout(queries, "deinterleave")
+        if "summaries" in self.state:
+            state["summaries"] = self._relayout(self.state["summaries"], "deinterleave")
+        return state | {"width": torch.tensor(self._width)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load the tensors that `state_dict` returned into a new store."""
-        if "chunks" in state:
-            self._width = int(state["width"])
-            table = self._relayout(state["chunks"], "interleave")
-            self._open(table).append(table, 0)
-            self._num_started, rest = divmod(table.shape[2], self.policy.chunk_size)
-            num_means = state["means"].shape[2] if "means" in state else 0
-            if rest or num_means not in (self._num_started, self._num_started - 1):
-                raise ValueError(f"{num_means} mean keys for {table.shape[2]} stored tokens")
-        self.state = {"means": self._relayout(state["means"], "interleave")} if "means" in state else {}
+        self.state, summaries = {}, state.get("summaries")
+        if "chunks" not in state:
+            return
+        self._width, chunks = int(state["width"]), state["chunks"]
+        parts = [self._relayout(chunks[..., : self._width], "interleave"), chunks[..., self._width :]]
+        if self.policy.summary == "attention":
+            parts.append(self._relayout(state["chunk_queries"], "interleave"))
+        table = torch.cat(parts, dim=-1)
+        self._open(table).append(table, 0)
+        self._num_started, rest = divmod(table.shape[2], self.policy.chunk_size)
+        count = 0 if summaries is None else summaries.shape[2]
+        if rest or count not in (self._num_started, self._num_started - 1):
+            raise ValueError(f"{count} summaries of chunks for {table.shape[2]} stored tokens")
+        if summaries is not None:
+            width = self._width * (2 if self.policy.summary == "bounds" else 1)
+            if summaries.shape[-1] != width:
+                raise ValueError(f"summaries have {summaries.shape[-1]} numbers, not {width}")
+            self.state["summaries"] = self._relayout(summaries, "interleave")
 
-    def _relayout(self, keys: Tensor, method: Literal["interleave", "deinterleave"]) -> Tensor:
-        """Apply this method of the model's `PairLayout` to keys, which values may follow."""
-        reordered_keys = getattr(self.layout, method)(keys[..., : self._width])
-        return torch.cat([reordered_keys, keys[..., self._width :]], dim=-1)
+    def _split(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the keys, the values and the queries of a table of the store."""
+        queries = self._width if self.policy.summary == "attention" else 0
+        end = table.shape[-1] - queries
+        return table[..., : self._width], table[..., self._width : end], table[..., end:]
+
+    def _relayout(self, vectors: Tensor, method: Literal["interleave", "deinterleave"]) -> Tensor:
+        """Apply this method of the model's `PairLayout` to each key in the last dimension of `vectors`."""
+        return getattr(self.layout, method)(vectors.unflatten(-1, (-1, self._width))).flatten(-2)
 
     def _read_chunks(self, first: int, last: int) -> Float[Tensor, "batch key_heads tokens width"]:
         """Return keys and values of the chunks from `first` to `last - 1`."""
@@ -332,9 +355,12 @@ class ChunksMemory(LayerMemory):
         self._store = ChunkStore(self.policy.store, self.policy.folder, table, self.policy.chunk_size)
         return self._store
 
-    def _put(self, keys: Tensor, values: Tensor, step: Step) -> None:
-        """Add new tokens to the store; `keys` are already rotated to position 0."""
-        table = torch.cat([keys, values], dim=-1).detach()
+    def _put(self, queries: Tensor | None, keys: Tensor, values: Tensor, step: Step) -> None:
+        """Add new tokens to the store; queries and keys are already rotated to position 0."""
+        parts = [keys, values]
+        if queries is not None:
+            parts.append(queries.unflatten(1, (keys.shape[1], -1)).mean(dim=2))
+        table = torch.cat(parts, dim=-1).detach()
         self._width = keys.shape[-1]
         store = self._store or self._open(table)
         before, after = step.bounds
@@ -344,10 +370,10 @@ class ChunksMemory(LayerMemory):
             store.append(table, before)
         self._num_started = -(-after // self.policy.chunk_size)
 
-    def _take_means(self, step: Step) -> None:
-        """Compute the mean key of each chunk that this step completes in at least one row.
+    def _summarize(self, step: Step, scoring: Scoring) -> None:
+        """Compute the summary of each chunk that this step completes in at least one row.
 
-        All rows get a mean. In a shorter row the chunk may not be full yet. Its mean is then not used.
+        All rows get a summary. In a shorter row the chunk may not be full yet. Its summary is then not used.
         """
         size = self.policy.chunk_size
         first, full = (count // size for count in step.bounds)
@@ -356,11 +382,13 @@ class ChunksMemory(LayerMemory):
         )
         if first == full or not fills:
             return
-        keys = self._read_chunks(first, full)[..., : self._width]
-        new = keys.unflatten(2, (-1, size)).mean(dim=3)
-        if "means" in self.state:
-            new = torch.cat([self.state["means"][:, :, :first], new], dim=2)
-        self.state["means"] = new
+        keys, values, queries = self._split(self._read_chunks(first, full).unflatten(2, (-1, size)))
+        values = values[..., : values.shape[-1] - self.num_marks]
+        rotation = step.rotary.make_slot_rotation(size, keys.device)
+        new = summarize(self.policy.summary, queries, keys, values, rotation, scoring)
+        if "summaries" in self.state:
+            new = torch.cat([self.state["summaries"][:, :, :first], new], dim=2)
+        self.state["summaries"] = compact(new)
 
     def _read_one(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
         """Add one token to the store, and return its attention output.
@@ -374,29 +402,32 @@ class ChunksMemory(LayerMemory):
         )
         vectors = plan.rotation.interleave_and_rotate(torch.cat([query, keys, query], dim=1))
         at_slot, key, at_origin = vectors.split_with_sizes([heads, groups, heads], dim=1)
-        self._put(key, values, step)
+        self._put(at_origin if policy.summary == "attention" else None, key, values, step)
         assert self._store is not None
         at_slot, at_origin = (x.reshape(batch * groups, -1, width) for x in (at_slot, at_origin))
         # Two tables of keys and values, "rows tokens width": the last chunks, and the selected chunks.
-        near, far = self._store.read_range(plan.num_closed * policy.chunk_size, step.bounds[1]), None
-        products = torch.bmm(at_slot, plan.near(near[None, ..., :width])[0].mT)
+        near = self._store.read_range(plan.num_closed * policy.chunk_size, step.bounds[1])
+        far_values = None
+        near_keys, near_values, _ = self._split(near)
+        products = torch.bmm(at_slot, plan.near(near_keys[None])[0].mT)
         self._last_read = None
         if plan.num_closed:
-            means = self.state["means"].flatten(0, 1)[:, 1 : plan.num_closed]
-            scores = scoring.compute_scores(torch.bmm(at_origin, means.mT)).float()
-            torch.sum(torch.softmax(scores, dim=-1), dim=1, out=plan.votes[:, 1:])
+            queries = expand_query(policy.summary, at_origin)
+            closed = self.state["summaries"].flatten(0, 1)[:, 1 : plan.num_closed]
+            plan.votes[:, 1:] = vote(queries, closed, policy.search, policy.num_selected, scoring)
             selection = best(plan.votes, 1 + policy.num_selected).sort(dim=-1).values
             if self.tracks_reads:
                 self._last_read = _LastRead(selection, plan.num_closed + policy.num_local)
             far = self._store.fetch(selection).flatten(1, 2)
-            far_products = torch.bmm(at_slot, plan.far(far[None, ..., :width])[0].mT)
+            far_keys, far_values, _ = self._split(far)
+            far_products = torch.bmm(at_slot, plan.far(far_keys[None])[0].mT)
             products = torch.cat([far_products, products], dim=2)
         by_head = products.view(batch, groups, -1, 1, products.shape[2])
         weights = scoring.compute_weights(by_head).to(values.dtype).view_as(products)
-        out = torch.bmm(weights[:, :, -near.shape[1] :], near[..., width:])
-        if far is not None:
-            out = torch.baddbmm(out, weights[:, :, : far.shape[1]], far[..., width:])
-        self._take_means(step)
+        out = torch.bmm(weights[:, :, -near.shape[1] :], near_values)
+        if far_values is not None:
+            out = torch.baddbmm(out, weights[:, :, : far_values.shape[1]], far_values)
+        self._summarize(step, scoring)
         return out.view(batch, heads, 1, -1)
 
     def _plan_single_token(self, batch: int, heads: int, groups: int, step: Step) -> _SingleTokenPlan:
@@ -449,28 +480,20 @@ class ChunksMemory(LayerMemory):
         full: Int[Tensor, " batch"],
         scoring: Scoring,
     ) -> Float[Tensor, "batch key_heads chunks"]:
-        """Return the votes for each full chunk, summed over the queries of each key head.
-
-        Each query splits one vote among chunks by a softmax. Chunks that are always read get no votes.
-        """
-        means = self.state["means"]
-        query = rotate_to_origin(query, step).detach().unflatten(1, (means.shape[1], -1)).flatten(2, 3)
+        """Return the votes of the queries of each key head for each full chunk."""
+        summaries, policy = self.state["summaries"], self.policy
+        groups, count = summaries.shape[1:3]
+        query = rotate_to_origin(query, step).detach().unflatten(1, (groups, -1)).flatten(2, 3)
+        query = expand_query(policy.summary, query).flatten(0, 1)
         if not step.padded:
-            end = step.compute_once("end", lambda: int(full[0]) - self.policy.num_local)
-            scores = scoring.compute_scores(query @ means[:, :, 1:end].mT).float()
-            votes = torch.softmax(scores, dim=-1).sum(dim=2)
-            return functional.pad(votes, (1, means.shape[2] - end))
-        # The first chunk, local chunks and unfilled chunks get no votes.
-        chunk = torch.arange(means.shape[2], device=full.device)
-        excluded_chunks = (chunk == 0) | (chunk >= full[:, None] - self.policy.num_local)
-        scores = scoring.compute_scores(query @ means.mT).float()
-        scores = scores.masked_fill(excluded_chunks[:, None, None], float("-inf"))
-        votes = torch.softmax(scores, dim=-1).nan_to_num(0).unflatten(2, (-1, step.length))
-        return (votes * (step.time >= 0)[:, None, None, :, None]).sum(dim=(2, 3))
-
-
-def _contiguous_slice(valid: Bool[Tensor, " tokens"]) -> slice | None:
-    """Return the slice of the valid tokens if they are contiguous, otherwise None."""
-    positions = valid.nonzero().flatten()
-    first, last = (int(positions[0]), int(positions[-1]) + 1) if len(positions) else (0, 0)
-    return slice(first, last) if last - first == len(positions) else None
+            end = step.compute_once("end", lambda: int(full[0]) - policy.num_local)
+            closed = summaries[:, :, 1:end].flatten(0, 1)
+            votes = vote(query, closed, policy.search, policy.num_selected, scoring)
+            return functional.pad(votes, (1, count - end)).unflatten(0, (-1, groups))
+        # Chunks that are always read, and unfilled chunks, get no votes.
+        chunk = torch.arange(count, device=full.device)
+        excluded = ((chunk == 0) | (chunk >= full[:, None] - policy.num_local)).repeat_interleave(groups, 0)
+        valid = (step.time >= 0).repeat(1, query.shape[1] // step.length).repeat_interleave(groups, 0)
+        summaries = summaries.flatten(0, 1)
+        votes = vote(query, summaries, policy.search, policy.num_selected, scoring, excluded, valid)
+        return votes.unflatten(0, (-1, groups))

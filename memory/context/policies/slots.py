@@ -8,7 +8,7 @@ errors do not accumulate. In a text of any length, no distance exceeds the numbe
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.policies.base import Step
@@ -100,3 +100,10 @@ def _hidden(slots: Int[Tensor, "batch columns"], new: Int[Tensor, "batch length"
     column = torch.arange(slots.shape[1], device=slots.device)
     own = column == column[-new.shape[1] :, None]
     return (hidden & ~own)[:, None, None]
+
+
+def contiguous_slice(valid: Bool[Tensor, " tokens"]) -> slice | None:
+    """Return the slice of the valid tokens if they are contiguous, otherwise None."""
+    positions = valid.nonzero().flatten()
+    first, last = (int(positions[0]), int(positions[-1]) + 1) if len(positions) else (0, 0)
+    return slice(first, last) if last - first == len(positions) else None

@@ -19,6 +19,7 @@ LARGE = {
     **{name: {"budget": 64} for name in NAMES_WITH_BUDGET},
     "alternating": {},
     "chunks": {"budget": 80, "chunk_size": 8},
+    **{name: {"budget": 80, "chunk_size": 8} for name in ("hip", "longheads", "quest")},
     "full": {},
 }
 # Policies whose memories cannot be cropped.
