@@ -8,45 +8,34 @@ from typing import Any
 
 from scrubjay.memory.config_registry import Registry
 from scrubjay.memory.context.policies.base import ContextPolicy
-from scrubjay.memory.context.policies.chunk_presets import HiPPolicy, LongHeadsPolicy, QuestPolicy
-from scrubjay.memory.context.policies.chunks import ChunksPolicy
-from scrubjay.memory.context.policies.full import FullPolicy
-from scrubjay.memory.context.policies.h2o import H2OPolicy
-from scrubjay.memory.context.policies.recycled import RecycledPolicy
-from scrubjay.memory.context.policies.scored.adakv import AdaKVPolicy
-from scrubjay.memory.context.policies.scored.cake import CAKEPolicy
-from scrubjay.memory.context.policies.scored.expected_attention import ExpectedAttentionPolicy
-from scrubjay.memory.context.policies.scored.keydiff import KeyDiffPolicy
-from scrubjay.memory.context.policies.scored.kvzip import KVzipPolicy
-from scrubjay.memory.context.policies.scored.pyramidkv import PyramidKVPolicy
-from scrubjay.memory.context.policies.scored.snapkv import SnapKVPolicy
-from scrubjay.memory.context.policies.scored.tova import TOVAPolicy
-from scrubjay.memory.context.policies.sinks import SinksPolicy, WindowPolicy
 
 _log = logging.getLogger(__name__)
+
+_CLASSES = {
+    "adakv": "scored.adakv:AdaKVPolicy",
+    "cake": "scored.cake:CAKEPolicy",
+    "chunks": "chunks:ChunksPolicy",
+    "expected_attention": "scored.expected_attention:ExpectedAttentionPolicy",
+    "full": "full:FullPolicy",
+    "h2o": "h2o:H2OPolicy",
+    "hip": "chunk_presets:HiPPolicy",
+    "keydiff": "scored.keydiff:KeyDiffPolicy",
+    "kvzip": "scored.kvzip:KVzipPolicy",
+    "longheads": "chunk_presets:LongHeadsPolicy",
+    "pyramidkv": "scored.pyramidkv:PyramidKVPolicy",
+    "quest": "chunk_presets:QuestPolicy",
+    "recycled": "recycled:RecycledPolicy",
+    "sinks": "sinks:SinksPolicy",
+    "snapkv": "scored.snapkv:SnapKVPolicy",
+    "tova": "scored.tova:TOVAPolicy",
+    "window": "sinks:WindowPolicy",
+}
+"""Class of each policy in the folder `policies`. It is imported at the first use of its name."""
 
 _POLICIES: Registry[ContextPolicy] = Registry(
     "policy",
     "scrubjay.memory.context.register",
-    {
-        "adakv": AdaKVPolicy,
-        "cake": CAKEPolicy,
-        "chunks": ChunksPolicy,
-        "expected_attention": ExpectedAttentionPolicy,
-        "full": FullPolicy,
-        "h2o": H2OPolicy,
-        "hip": HiPPolicy,
-        "keydiff": KeyDiffPolicy,
-        "kvzip": KVzipPolicy,
-        "longheads": LongHeadsPolicy,
-        "pyramidkv": PyramidKVPolicy,
-        "quest": QuestPolicy,
-        "recycled": RecycledPolicy,
-        "sinks": SinksPolicy,
-        "snapkv": SnapKVPolicy,
-        "tova": TOVAPolicy,
-        "window": WindowPolicy,
-    },
+    {name: f"scrubjay.memory.context.policies.{place}" for name, place in _CLASSES.items()},
 )
 
 

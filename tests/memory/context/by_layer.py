@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scrubjay.memory import context
 from scrubjay.memory.context import CacheShape, ContextPolicy, LayerStats
 from scrubjay.memory.context.policies.budget import split_budget
 from scrubjay.memory.context.policies.scored.cake import CAKEPolicy
@@ -96,6 +97,11 @@ SMALL = {
     "window": {"budget": 8},
 }
 """Sizes of all policies of the tests at which much is evicted after 40 tokens."""
+
+
+def make_default(name: str) -> ContextPolicy:
+    """Return a policy that drops nothing of a text of 40 tokens. LongHeads does not fit tiny windows."""
+    return context.make(name, **({"budget": 1024} if name == "longheads" else {}))
 
 
 ALLOCATING = (SpreadPolicy, CAKEPolicy)

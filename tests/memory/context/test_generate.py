@@ -16,6 +16,7 @@ pytestmark = pytest.mark.requires("transformers")
 
 NEW = 10
 WIDE = {name: {} if name == "full" else {"budget": 64} for name in context.list_policies()}
+WIDE |= {name: {"budget": 64, "chunk_size": 4} for name in ("longheads", "quest")}
 """Sizes at which nothing is evicted yet."""
 TIGHT: dict[str, dict[str, Any]] = {
     "window": {"budget": 12},

@@ -60,12 +60,13 @@ def test_the_page_has_every_model():
 def test_policies_serve_the_same_models(name):
     reasons = cases.find_outcome(name).reasons
     for policy, like in cases.SAME_MODELS.items():
+        sizes = {"chunk_size": 16} if like == "chunks" else {}
         is_restarted = policy == "kvzip" and name in cases.STATE_RESETTING_MODELS
         if like in reasons or is_restarted:
             with pytest.raises(ValueError, match="use "):
-                PolicyCache(context.make(policy), tiny.make(name))
+                PolicyCache(context.make(policy, **sizes), tiny.make(name))
         else:
-            PolicyCache(context.make(policy), tiny.make(name))
+            PolicyCache(context.make(policy, **sizes), tiny.make(name))
 
 
 @pytest.mark.slow
