@@ -40,6 +40,7 @@ _DIMENSIONS: Mapping[str, str] = {
     "copied_keys": "batch key_heads copies key_width",
     "copied_values": "batch key_heads copies value_width",
     "copied_valid": "batch copies",
+    "mean_query": "batch key_width",
     "chunks": "batch key_heads tokens width",
     "chunk_queries": "batch key_heads tokens key_width",
     "summaries": "batch key_heads chunks summary_width",

@@ -25,6 +25,7 @@ _CLASSES = {
     "pyramidkv": "scored.pyramidkv:PyramidKVPolicy",
     "quest": "chunk_presets:QuestPolicy",
     "recycled": "recycled:RecycledPolicy",
+    "refreshkv": "recycled:RefreshKVPolicy",
     "sinks": "sinks:SinksPolicy",
     "snapkv": "scored.snapkv:SnapKVPolicy",
     "tova": "scored.tova:TOVAPolicy",

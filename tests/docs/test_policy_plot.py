@@ -38,7 +38,7 @@ def test_a_window_is_the_last_tokens_and_sinks_are_the_first_as_well(plot):
 
 
 @pytest.mark.one_in(3, rest="slow")
-@pytest.mark.parametrize("name", ["full", "chunks", "recycled"])
+@pytest.mark.parametrize("name", ["full", "chunks", "recycled", "refreshkv"])
 def test_some_lose_nothing(name, plot):
     token, ends = places(plot)
     assert plot.mark_tokens(name)[token < ends].all()

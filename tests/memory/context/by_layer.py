@@ -89,6 +89,7 @@ SMALL = {
     "full": {},
     "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
     "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
+    "refreshkv": {"budget": 8, "stride": 4, "num_sinks": 2, "similarity": 0.5},
     "sinks": {"budget": 8, "num_sinks": 2},
     "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
     "spread": {"budget": 12, "window": 4, "num_sinks": 2},

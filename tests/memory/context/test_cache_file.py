@@ -17,7 +17,8 @@ pytestmark = pytest.mark.requires("transformers")
 
 POLICIES = {"full": {}, "sinks": {"budget": 12}, "chunks": {"chunk_size": 4, "budget": 24}}
 POLICIES |= {"snapkv": {"budget": 12, "window": 4, "kernel": 3}, "h2o": {"budget": 40}}
-POLICIES |= {"recycled": {"budget": 16}, "kvzip": {"budget": 12, "window": 4, "num_sinks": 2}}
+POLICIES |= {"recycled": {"budget": 16}, "refreshkv": {"budget": 16}}
+POLICIES |= {"kvzip": {"budget": 12, "window": 4, "num_sinks": 2}}
 METADATA: list[tuple[str, Any]] = [
     *(("seen", value) for value in ("5", -3, 10**30, 1.5, None, True, [1])),
     *(("budgets", value) for value in ([1], ["a", "b"], [-1, -1], [0, 0], "ab", {}, None, 5, [2**70] * 2)),

@@ -14,9 +14,9 @@ from scrubjay.memory.context.policies.full import FullPolicy
 
 # Sizes at which nothing is evicted after 40 tokens.
 SCORED = ("adakv", "cake", "expected_attention", "keydiff", "kvzip", "pyramidkv", "tova")
-NAMES_WITH_BUDGET = (*SCORED, "h2o", "recycled", "sinks", "snapkv", "spread", "tail", "widening", "window")
+OTHERS = ("h2o", "recycled", "refreshkv", "sinks", "snapkv", "spread", "tail", "widening", "window")
 LARGE = {
-    **{name: {"budget": 64} for name in NAMES_WITH_BUDGET},
+    **{name: {"budget": 64} for name in (*SCORED, *OTHERS)},
     "alternating": {},
     "chunks": {"budget": 80, "chunk_size": 8},
     **{name: {"budget": 80, "chunk_size": 8} for name in ("hip", "longheads", "quest")},

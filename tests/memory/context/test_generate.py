@@ -24,6 +24,7 @@ TIGHT: dict[str, dict[str, Any]] = {
     "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
     "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
     "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
+    "refreshkv": {"budget": 8, "stride": 4, "num_sinks": 2, "similarity": 0.5},
     "chunks": {"budget": 12, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
 """Sizes at which most of a prompt is evicted or not read."""

@@ -46,7 +46,7 @@ def test_the_buffer_holds_the_inputs_and_has_the_stated_capacity(lengths, cut):
     assert less.untyped_storage().nbytes() == less.nbytes == compute_capacity(left) * 2 * 3 * 4
 
 
-@pytest.mark.parametrize("name", ["full", "recycled", "h2o"])
+@pytest.mark.parametrize("name", ["full", "recycled", "refreshkv", "h2o"])
 @torch.no_grad()
 def test_a_new_token_does_not_copy_the_others(name, tiny_llama):
     model = tiny_llama()
@@ -58,7 +58,7 @@ def test_a_new_token_does_not_copy_the_others(name, tiny_llama):
     assert [layer.memory.state["values"].data_ptr() for layer in cache.attention_layers] == addresses
 
 
-@pytest.mark.parametrize("name", ["full", "recycled", "h2o"])
+@pytest.mark.parametrize("name", ["full", "recycled", "refreshkv", "h2o"])
 def test_gradients_of_a_text_outlive_the_tokens_after_it(name, tiny_llama):
     model, ids = tiny_llama(), torch.arange(2, 34)[None]
     cache = context.PolicyCache(context.make(name), model)

@@ -102,7 +102,7 @@ def test_generation_beyond_the_budget_warns_too(tiny_llama, text, logs):
 @pytest.mark.parametrize("window", [256, 8192, 100_000])
 def test_the_default_budget_is_the_models_window_and_at_most_8192(window, tiny_llama, logs):
     model = tiny_llama(max_position_embeddings=window)
-    for name in ("chunks", "h2o", "recycled", "sinks", "snapkv", "window"):
+    for name in ("chunks", "h2o", "recycled", "refreshkv", "sinks", "snapkv", "window"):
         # A query of `chunks` also reads up to 64 tokens of its own call.
         expected = context.make(name, budget=min(window - 64 * (name == "chunks"), 8192))
         for _ in range(2):

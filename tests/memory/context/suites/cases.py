@@ -28,7 +28,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "chunks": {"budget": BUDGET, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
 SAME_MODELS = dict.fromkeys(("adakv", "cake", "keydiff", "kvzip", "pyramidkv", "tova"), "snapkv")
-SAME_MODELS |= {"expected_attention": "sinks"} | dict.fromkeys(("hip", "longheads", "quest"), "chunks")
+SAME_MODELS |= {"expected_attention": "sinks", "refreshkv": "recycled"}
+SAME_MODELS |= dict.fromkeys(("hip", "longheads", "quest"), "chunks")
 """Policies that serve the same models as others; `kvzip` refuses models that restart their states."""
 STEPS = list(range(8, LENGTH))
 """Ends of the calls of a text in steps; the first call is longer than the padding."""

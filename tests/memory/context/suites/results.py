@@ -36,7 +36,7 @@ standard deviation of 1.8 differ by up to 0.1 in the tiny models.
 
 The tables have seven policies. `adakv`, `cake`, `keydiff`, `pyramidkv` and `tova` serve the same models as
 `snapkv`, and `expected_attention` serves the same as `sinks`. `kvzip` serves the same as `snapkv`, without
-`jamba` and `zamba`, which restart their states.
+`jamba` and `zamba`, which restart their states. `refreshkv` serves the same as `recycled`.
 
 The tests are `pytest tests/memory/context/suites -m ''`. The script
 `PYTHONPATH=tests/memory/context python tests/memory/context/suites/results.py` prints this page.
