@@ -16,6 +16,11 @@ from scrubjay.memory import context
 
 TOKENS, PROMPT, BUDGET = 256, 64, 48
 _SHADES = {"dropped or not read yet": "#ffffff", "retained": "#b9cfe4", "retained and read": "#1f5a96"}
+_FIELDS = {
+    "full": {},
+    # The first key head streams; the second one keeps all tokens.
+    "duo": {"num_sinks": 4, "recent": BUDGET - 4, "scores": ((0.0, 0.0, 1.0, 1.0),)},
+}
 DESCRIPTION = (
     f"A small random model reads a prompt of {PROMPT} tokens, then single tokens up to {TOKENS}. The budget "
     f"is {BUDGET}. The plot shows the tokens of its first head at each step."
@@ -35,7 +40,7 @@ def mark_tokens(name: str) -> NDArray[np.int64]:
         vocab_size=512,
     )
     model = LlamaForCausalLM(config).eval()
-    policy = context.make(name, **({} if name == "full" else {"budget": BUDGET}))
+    policy = context.make(name, **_FIELDS.get(name, {"budget": BUDGET}))
     cache = context.PolicyCache(policy, model, track_tokens=True)
     text = torch.randint(512, (1, TOKENS))
     rows = []

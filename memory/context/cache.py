@@ -22,6 +22,7 @@ from scrubjay.memory.context.attention import (
     set_next_layer,
 )
 from scrubjay.memory.context.cache_file import check_shape, load_layer, read_cache_file, write_cache_file
+from scrubjay.memory.context.head_scores import resolve_scores
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
 from scrubjay.memory.context.layers.local import select_policies
 from scrubjay.memory.context.layers.policy import PolicyLayer, RetainedTokens
@@ -100,7 +101,7 @@ class PolicyCache(Cache):
             )
         if policy.reads_hidden:
             record_inputs(decoder)
-        policy = resolve_budget(policy, get_window(model))
+        policy = resolve_scores(resolve_budget(policy, get_window(model)), model, layer_types)
         self.policy, self._config, self.track_tokens = policy, config, track_tokens
         policies = select_policies(policy, layer_types)
         self.rotaries = find_rotaries(model, policies)
@@ -482,8 +483,7 @@ class PolicyCache(Cache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return an independent copy for the same model, for example for several questions about one text."""
-        policies = (layer.policy for layer in self.attention_layers)
-        for shared in (self._config, self.policy, *self.rotaries, *policies):
+        for shared in (self._config, self.policy, *self.rotaries, *(x.policy for x in self.attention_layers)):
             memo[id(shared)] = shared
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone

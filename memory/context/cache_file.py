@@ -41,6 +41,11 @@ _DIMENSIONS: Mapping[str, str] = {
     "copied_values": "batch key_heads copies value_width",
     "copied_valid": "batch copies",
     "mean_query": "batch key_width",
+    "full_keys": "batch full_heads columns key_width",
+    "full_values": "batch full_heads columns value_width",
+    "stream_keys": "streamed key_width",
+    "stream_values": "streamed value_width",
+    "stream_lengths": "batch streams",
     "chunks": "batch key_heads tokens width",
     "chunk_queries": "batch key_heads tokens key_width",
     "summaries": "batch key_heads chunks summary_width",
@@ -52,7 +57,7 @@ _COPIES = frozenset(("copied_keys", "copied_values"))
 """Names of tensors of which a state has both or none."""
 _KINDS: Mapping[str, torch.dtype | None] = {
     **dict.fromkeys(("valid", "copied_valid"), torch.bool),
-    **dict.fromkeys(("time", "width", "since", "lengths", "ids"), torch.int64),
+    **dict.fromkeys(("time", "width", "since", "lengths", "stream_lengths", "ids"), torch.int64),
     **dict.fromkeys(("sums", "scores"), torch.float32),
 }
 """Types of the tensors that do not have the type of the model's weights."""
@@ -185,6 +190,10 @@ def check_state(
                 f"the tensor {name!r} has shape {list(tensor.shape)} and type {tensor.dtype}, which do not "
                 "fit the model and the other tensors"
             )
+    if {"full_heads", "streams"} & known_sizes.keys():
+        heads = known_sizes.get("full_heads", 0) + known_sizes.get("streams", 0)
+        if heads != sizes["key_heads"]:
+            raise TypeError(f"the tensors have {heads} key heads, but the model has {sizes['key_heads']}")
     lengths = state.get("lengths")
     if lengths is not None and not (
         bool((lengths >= 0).all()) and int(lengths.sum()) == known_sizes.get("flat")
@@ -221,7 +230,7 @@ def load_layer(
         if (key_heads, key_width) == (content.shape.key_heads, content.shape.key_width):
             sizes["value_width"] = content.shape.value_width + (MARKS if content.has_marks else 0)
             sizes["width"] = key_width + sizes["value_width"]
-        if not layer.policy.drops:
+        if not layer.policy.drops or "full_keys" in own:
             sizes["columns"] = content.length
         check_state(own, sizes, model.dtype, layer.memory.state_names)
         _check_ids(own, model)

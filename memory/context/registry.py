@@ -15,6 +15,7 @@ _CLASSES = {
     "adakv": "scored.adakv:AdaKVPolicy",
     "cake": "scored.cake:CAKEPolicy",
     "chunks": "chunks:ChunksPolicy",
+    "duo": "scored.duo:DuoPolicy",
     "expected_attention": "scored.expected_attention:ExpectedAttentionPolicy",
     "full": "full:FullPolicy",
     "h2o": "h2o:H2OPolicy",
@@ -64,8 +65,8 @@ def warn_of_dropped_tokens(policy: str) -> None:
     """Log a warning that a policy has dropped tokens, once in a process for each policy and budget."""
     _log.warning(
         "%s has dropped tokens of a text, so answers cannot refer to them; `dropped_tokens` is their number. "
-        "Raise `budget`, or choose a policy that keeps all tokens: %s. The policy 'chunks' retrieves what is "
-        "asked for. This warning appears once.",
+        "Raise `budget` or `share`, or choose a policy that keeps all tokens: %s. The policy 'chunks' "
+        "retrieves what is asked for. This warning appears once.",
         policy,
         ", ".join(map(repr, list_complete())),
     )

@@ -18,7 +18,6 @@ import random
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.memory.context.capture import attention_modules, capture_attention
+from scrubjay.memory.context.head_scores import SCORES_FILE, architecture, find_scores, sample_weights
 from scrubjay.memory.context.quotes import build_chat_prompt, prepend_bos
 
-# Least cosine similarity of embeddings: near 0 for unrelated models, near 1 for fine-tunes.
-_SIMILARITY = 0.9
-_STORED = Path(__file__).with_suffix(".json")
 _SUBJECTS = [
     "baker",
     "sailor",
@@ -133,11 +130,8 @@ def stored_retrieval_heads(model: PreTrainedModel) -> RetrievalHeads | None:
 
     A model is known if its sizes are equal to those of a stored model and its weights are similar.
     """
-    entry = _load_scores().get(architecture(model))
+    entry = find_scores(model)
     if entry is None:
-        return None
-    weights = (torch.tensor(one) for one in (_sample_weights(model), entry["weights"]))
-    if not torch.cosine_similarity(*weights, dim=0) > _SIMILARITY:
         return None
     layers = tuple(entry.get("layers", ()))
     return RetrievalHeads(tuple(map(tuple, entry["scores"])), entry["probes"], layers)
@@ -185,31 +179,12 @@ def measure_retrieval_heads(
     return RetrievalHeads(rows, num_answered, () if layers == tuple(range(len(layers))) else layers)
 
 
-def architecture(model: PreTrainedModel) -> str:
-    """Return an identifier of a model's type and sizes."""
-    config = model.config
-    sizes = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size, config.vocab_size)
-    return "-".join(map(str, (config.model_type, *sizes)))
-
-
-def store(model: PreTrainedModel, heads: RetrievalHeads, command: str, path: Path = _STORED) -> None:
+def store(model: PreTrainedModel, heads: RetrievalHeads, command: str, path: Path = SCORES_FILE) -> None:
     """Write a model's scores, and the command that measured them, to the JSON file of stored scores."""
     entries = json.loads(path.read_text()) if path.exists() else {}
-    weights = [float(f"{weight:.3g}") for weight in _sample_weights(model)]
+    weights = [float(f"{weight:.3g}") for weight in sample_weights(model)]
     entries[architecture(model)] = {"command": command, **asdict(heads), "weights": weights}
     path.write_text(json.dumps(entries) + "\n")
-
-
-def _sample_weights(model: PreTrainedModel) -> list[float]:
-    """Return some weights of the embedding, which fine-tuning and rounding hardly change."""
-    weight: Any = model.get_input_embeddings().weight  # type checkers take it for a module
-    tokens, columns = (torch.linspace(0, size - 1, 16, dtype=torch.long) for size in weight.shape)
-    return weight.detach()[tokens.to(weight.device)][:, columns.to(weight.device)].float().flatten().tolist()
-
-
-@cache
-def _load_scores() -> dict[str, Any]:
-    return json.loads(_STORED.read_text()) if _STORED.exists() else {}
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ def test_inspect_shows_what_a_policy_keeps(folder, tmp_path, capsys):
 
 SMALL = {
     "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3},
+    "duo": {"num_sinks": 2, "recent": 6, "scores": ((0.9, 0.1, 0.2, 0.3), (0.0, 0.5, 0.1, 0.2))},
     "h2o": {"budget": 12, "recent": 5, "interval": 3},
     "recycled": {"budget": 12, "stride": 4},
     "refreshkv": {"budget": 12, "stride": 4},

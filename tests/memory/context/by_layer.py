@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scrubjay.memory import context
-from scrubjay.memory.context import CacheShape, ContextPolicy, LayerStats
+from scrubjay.memory.context import CacheShape, ContextPolicy, LayerStats, make
+from scrubjay.memory.context.layers.layer_types import get_layer_types
 from scrubjay.memory.context.policies.budget import split_budget
 from scrubjay.memory.context.policies.scored.cake import CAKEPolicy
 from scrubjay.memory.context.policies.scored.snapkv import SnapKVPolicy
@@ -73,6 +73,9 @@ BY_LAYER = {
     "widening": page.WideningPolicy,
 }
 
+SCORES = ((0.9, 0.1, 0.2, 0.3), (0.0, 0.5, 0.1, 0.2))
+"""Retrieval scores of the heads of a tiny Llama. At a share of 0.5, its first head of each layer keeps all
+tokens."""
 SMALL = {
     "alternating": {"budget": 8, "num_sinks": 2},
     "adakv": {"budget": 12, "window": 4, "num_sinks": 2},
@@ -87,6 +90,7 @@ SMALL = {
     "longheads": {"budget": 24, "chunk_size": 4, "store": "model"},
     "quest": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "model"},
     "full": {},
+    "duo": {"num_sinks": 2, "recent": 6, "scores": SCORES},
     "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
     "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
     "refreshkv": {"budget": 8, "stride": 4, "num_sinks": 2, "similarity": 0.5},
@@ -100,9 +104,16 @@ SMALL = {
 """Sizes of all policies of the tests at which much is evicted after 40 tokens."""
 
 
-def make_default(name: str) -> ContextPolicy:
-    """Return a policy that drops nothing of a text of 40 tokens. LongHeads does not fit tiny windows."""
-    return context.make(name, **({"budget": 1024} if name == "longheads" else {}))
+def make_for(model, name: str, **fields) -> ContextPolicy:
+    """Return a policy with these fields; `duo` gets random scores, and `longheads` a budget that suffices."""
+    if name == "duo" and "scores" not in fields:
+        config = model.config.get_text_config(decoder=True)
+        count = sum(layer.attends and layer.window is None for layer in get_layer_types(config))
+        generator = torch.Generator().manual_seed(0)
+        fields["scores"] = torch.rand(count, config.num_attention_heads, generator=generator).tolist()
+    if name == "longheads" and not fields:
+        fields["budget"] = 1024  # the default needs a larger window than that of tiny models
+    return make(name, **fields)
 
 
 ALLOCATING = (SpreadPolicy, CAKEPolicy)

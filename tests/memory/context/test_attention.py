@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from by_layer import close, make_default, read
+from by_layer import close, make_for, read
 from families import config_of, make
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -66,7 +66,7 @@ def test_positions_are_those_of_the_text_in_every_call(name):
     text = torch.arange(2, 42)[None]
     with torch.no_grad():
         expected = model(text, use_cache=False).logits
-    close(read(model, PolicyCache(make_default(name), model), text, [20, 27, *range(28, 40)]), expected)
+    close(read(model, PolicyCache(make_for(model, name), model), text, [20, 27, *range(28, 40)]), expected)
 
 
 _STATES = {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}

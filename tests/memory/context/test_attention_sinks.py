@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from by_layer import make_default
+from by_layer import make_for
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.memory.context import PolicyCache, list_policies, make
@@ -115,11 +115,11 @@ BLOCKS = {
 @torch.no_grad()
 def test_a_policy_cache_is_refused_inside_a_block(tiny_llama, policy, block):
     model, ids = tiny_llama(torch.float64), tokens()
-    before = PolicyCache(make_default(policy), model)
-    expected = model(ids, cache=PolicyCache(make_default(policy), model)).logits
+    before = PolicyCache(make_for(model, policy), model)
+    expected = model(ids, cache=PolicyCache(make_for(model, policy), model)).logits
     with BLOCKS[block](model):
         with pytest.raises(ValueError, match="would have no effect; call the model outside"):
-            PolicyCache(make_default(policy), model)
+            PolicyCache(make_for(model, policy), model)
         with pytest.raises(ValueError, match="would have no effect; call the model outside"):
             model(ids, cache=before)
         model(ids)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_layer import SMALL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.requires("transformers")
 POLICIES = {"full": {}, "sinks": {"budget": 12}, "chunks": {"chunk_size": 4, "budget": 24}}
 POLICIES |= {"snapkv": {"budget": 12, "window": 4, "kernel": 3}, "h2o": {"budget": 40}}
 POLICIES |= {"recycled": {"budget": 16}, "refreshkv": {"budget": 16}}
+POLICIES |= {"duo": SMALL["duo"]}
 POLICIES |= {"kvzip": {"budget": 12, "window": 4, "num_sinks": 2}}
 METADATA: list[tuple[str, Any]] = [
     *(("seen", value) for value in ("5", -3, 10**30, 1.5, None, True, [1])),

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from by_layer import BY_LAYER, SMALL, close, pad, read, record_budgets, replay_budgets
+from by_layer import BY_LAYER, SCORES, SMALL, close, pad, read, record_budgets, replay_budgets
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -20,6 +20,7 @@ LARGE = {
     "alternating": {},
     "chunks": {"budget": 80, "chunk_size": 8},
     **{name: {"budget": 80, "chunk_size": 8} for name in ("hip", "longheads", "quest")},
+    "duo": {"num_sinks": 4, "recent": 60, "scores": SCORES},
     "full": {},
 }
 # Policies whose memories cannot be cropped.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from by_layer import pad
+from by_layer import make_for, pad
 from families import FAMILIES, make
 
 from scrubjay.memory import context
@@ -15,7 +15,7 @@ from scrubjay.memory.context import PolicyCache
 pytestmark = pytest.mark.requires("transformers")
 
 NEW = 10
-WIDE = {name: {} if name == "full" else {"budget": 64} for name in context.list_policies()}
+WIDE = {name: {"budget": 64} for name in context.list_policies()} | {"duo": {}, "full": {}}
 WIDE |= {name: {"budget": 64, "chunk_size": 4} for name in ("longheads", "quest")}
 """Sizes at which nothing is evicted yet."""
 TIGHT: dict[str, dict[str, Any]] = {
@@ -24,6 +24,7 @@ TIGHT: dict[str, dict[str, Any]] = {
     "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
     "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
     "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
+    "duo": {"num_sinks": 2, "recent": 8},
     "refreshkv": {"budget": 8, "stride": 4, "num_sinks": 2, "similarity": 0.5},
     "chunks": {"budget": 12, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
@@ -49,7 +50,7 @@ def test_beams_are_the_models_own_while_nothing_is_dropped(family, name):
     ids, mask = pad(prompt(20, 2), padding)
     arguments = {"max_new_tokens": NEW, "pad_token_id": 0, "attention_mask": mask, "num_beams": 3}
     own = model.generate(ids, **arguments)
-    ours = model.generate(ids, cache=PolicyCache(context.make(name, **WIDE[name]), model), **arguments)
+    ours = model.generate(ids, cache=PolicyCache(make_for(model, name, **WIDE[name]), model), **arguments)
     assert own.tolist() == ours.tolist()
 
 
@@ -62,7 +63,7 @@ def test_a_padded_row_is_written_as_alone_under_a_tight_policy(family, name):
     arguments = {"max_new_tokens": NEW, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
 
     def generate(ids, mask):
-        cache = PolicyCache(context.make(name, **TIGHT[name]), model)
+        cache = PolicyCache(make_for(model, name, **TIGHT[name]), model)
         return model.generate(ids, cache=cache, attention_mask=mask, **arguments)[:, -NEW:].tolist()
 
     both = generate(ids, mask)
@@ -92,7 +93,7 @@ def test_drafts_change_no_text_or_are_refused(family):
 def test_pipelines_write_through_a_policy(name, tiny_chat):
     model, tokenizer = copy.deepcopy(tiny_chat[0]), copy.deepcopy(tiny_chat[1])
     tokenizer.padding_side = "left"
-    policy = context.make(name, **TIGHT.get(name, {}))
+    policy = make_for(model, name, **TIGHT.get(name, {}))
     pipe: Any = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
     arguments = {"max_new_tokens": NEW, "do_sample": False, "return_full_text": False}
     texts = ["The jay hides what it will want in winter.", "It remembers where."]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from scrubjay.memory.context import head_scores
 from scrubjay.memory.context import retrieval_heads as module
 from scrubjay.memory.context.quotes import build_chat_prompt
 from scrubjay.memory.context.retrieval_heads import RetrievalHeads, measure_retrieval_heads, retrieval_heads
@@ -27,10 +28,10 @@ def test_scores_are_stored_and_serve_fine_tunes_but_no_strangers_of_the_same_siz
     tiny_llama, tmp_path, monkeypatch
 ):
     model = tiny_llama()
-    monkeypatch.setattr(module, "_STORED", tmp_path / "heads.json")
+    monkeypatch.setattr(head_scores, "SCORES_FILE", tmp_path / "heads.json")
     module.store(model, HEADS, "a command", tmp_path / "heads.json")
     module.store(tiny_llama(vocab_size=65), RetrievalHeads(((1.0,),), 1), "another", tmp_path / "heads.json")
-    module._load_scores.cache_clear()
+    head_scores._load_scores.cache_clear()
     assert retrieval_heads(model, tokenizer=None) == HEADS
     with torch.no_grad():
         for parameter in model.parameters():
@@ -38,7 +39,7 @@ def test_scores_are_stored_and_serve_fine_tunes_but_no_strangers_of_the_same_siz
     assert retrieval_heads(model, tokenizer=None) == HEADS
     monkeypatch.setattr(module, "measure_retrieval_heads", lambda *_, **__: "measured")
     assert retrieval_heads(tiny_llama(seed=1), tokenizer=None) == "measured"
-    module._load_scores.cache_clear()
+    head_scores._load_scores.cache_clear()
 
 
 def test_probes_ask_for_a_value_in_their_text():

@@ -21,6 +21,8 @@ TEXT = (
     "that he "
     "read a whole season in an hour, and then he read it again more slowly, one letter to an evening. "
 )
+SIZES = {"full": {}, "duo": {"num_sinks": 4, "recent": 44}}
+"""Fields of the policies without a budget."""
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,6 @@ def test_every_policy_serves_half_precision_as_float32(smollm2, ids, dtype):
     model = copy.deepcopy(smollm2[0]).to(dtype)
     assert {rotary and rotary.layout for rotary in find_rotation(model).by_layer} == {PairLayout(32)}
     for name in context.list_policies():
-        policy = context.make(name, **({} if name == "full" else {"budget": 48}))
+        policy = context.make(name, **SIZES.get(name, {"budget": 48}))
         exact, half = (loss(each, ids, context.PolicyCache(policy, each)) for each in (smollm2[0], model))
         assert half == pytest.approx(exact, abs=0.1), name

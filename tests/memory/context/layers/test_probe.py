@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from by_layer import make_default
+from by_layer import make_for
 from families import config_of, make
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
@@ -117,7 +117,7 @@ def test_a_model_that_also_reads_images_is_served_for_texts_and_refuses_images()
     ids = torch.randint(2, 128, (1, 30))
     expected = model(ids, use_cache=False).logits
     for name in context.list_policies():
-        cache = PolicyCache(make_default(name), model)
+        cache = PolicyCache(make_for(model, name), model)
         logits = torch.cat([model(part, cache=cache).logits for part in ids.split([20, 9, 1], dim=1)], dim=1)
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     images = torch.zeros_like(ids)

@@ -87,7 +87,7 @@ def test_the_first_drop_warns_once_and_names_remedies(name, tiny_llama, text, lo
         return
     (warning,) = warnings
     assert repr(policy) in warning
-    assert "Raise `budget`" in warning
+    assert "Raise `budget` or `share`" in warning
     assert all(f"'{name}'" in warning for name in ("chunks", "full", "recycled"))
 
 

@@ -34,9 +34,9 @@ at once, but not in single tokens. Their code in transformers has this differenc
 cache has it, too. The tests set `time_step_min` to 1e-9. With the default of 0.001, logits with a
 standard deviation of 1.8 differ by up to 0.1 in the tiny models.
 
-The tables have seven policies. `adakv`, `cake`, `keydiff`, `pyramidkv` and `tova` serve the same models as
-`snapkv`, and `expected_attention` serves the same as `sinks`. `kvzip` serves the same as `snapkv`, without
-`jamba` and `zamba`, which restart their states. `refreshkv` serves the same as `recycled`.
+The tables have seven policies. `adakv`, `cake`, `duo`, `keydiff`, `pyramidkv` and `tova` serve the same
+models as `snapkv`, `expected_attention` the same as `sinks`, and `refreshkv` the same as `recycled`.
+`kvzip` serves the same as `snapkv`, without `jamba` and `zamba`, which restart their states.
 
 The tests are `pytest tests/memory/context/suites -m ''`. The script
 `PYTHONPATH=tests/memory/context python tests/memory/context/suites/results.py` prints this page.

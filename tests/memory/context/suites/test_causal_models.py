@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parent))
 import cases
 import definition
 import tiny
+from by_layer import make_for
 from results import PAGE, kind_of, make_row
 from transformers import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -58,15 +59,18 @@ def test_the_page_has_every_model():
 
 @pytest.mark.parametrize("name", ["bamba", "gpt2", "gptj", "jamba", "llama", "qwen3"])
 def test_policies_serve_the_same_models(name):
+    def build(policy, name):
+        model = tiny.make(name)
+        PolicyCache(make_for(model, policy), model)
+
     reasons = cases.find_outcome(name).reasons
     for policy, like in cases.SAME_MODELS.items():
-        sizes = {"chunk_size": 16} if like == "chunks" else {}
         is_restarted = policy == "kvzip" and name in cases.STATE_RESETTING_MODELS
         if like in reasons or is_restarted:
             with pytest.raises(ValueError, match="use "):
-                PolicyCache(context.make(policy, **sizes), tiny.make(name))
+                build(policy, name)
         else:
-            PolicyCache(context.make(policy, **sizes), tiny.make(name))
+            build(policy, name)
 
 
 @pytest.mark.slow
