@@ -18,12 +18,14 @@ TOKENS, PROMPT, BUDGET = 256, 64, 48
 _SHADES = {"dropped or not read yet": "#ffffff", "retained": "#b9cfe4", "retained and read": "#1f5a96"}
 _FIELDS = {
     "full": {},
+    # Their chunks of 256 and 16 tokens do not fit the budget.
+    **{name: {"budget": BUDGET, "chunk_size": 8} for name in ("longheads", "quest")},
     # The first key head streams; the second one keeps all tokens.
     "duo": {"num_sinks": 4, "recent": BUDGET - 4, "scores": ((0.0, 0.0, 1.0, 1.0),)},
 }
 DESCRIPTION = (
     f"A small random model reads a prompt of {PROMPT} tokens, then single tokens up to {TOKENS}. The budget "
-    f"is {BUDGET}. The plot shows the tokens of its first head at each step."
+    f"is {BUDGET}, and chunks have at most 8 tokens. The plot shows the tokens of its first head at each step."
 )
 
 

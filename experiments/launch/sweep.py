@@ -207,9 +207,14 @@ def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
     }
     points = [{short: trial[name] for short, name in sweep.short_names.items()} for trial in trials]
     if tune.Tuner.can_restore(str(storage)):
-        return tune.Tuner.restore(
-            str(storage), trainable, resume_unfinished=True, restart_errored=True, param_space=space
-        )
+        try:
+            return tune.Tuner.restore(
+                str(storage), trainable, resume_unfinished=True, restart_errored=True, param_space=space
+            )
+        except ValueError as error:  # Tune refuses another space
+            raise UsageError(
+                f"{storage} is from another version of Scrubjay, which cannot be continued; choose another --out"
+            ) from error
     return tune.Tuner(
         trainable,
         param_space=space,

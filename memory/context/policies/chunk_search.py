@@ -84,7 +84,7 @@ def vote(
     search: Search,
     number: int,
     scoring: Scoring,
-    excluded: Bool[Tensor, "rows chunks"] | None = None,
+    outside: Bool[Tensor, "rows chunks"] | None = None,
     valid: Bool[Tensor, "rows queries"] | None = None,
 ) -> Float[Tensor, "rows chunks"]:
     """Return the votes of the queries for each chunk.
@@ -98,18 +98,18 @@ def vote(
         search: Kind of the search.
         number: Number of chunks that a tree search finds.
         scoring: The model's scale, soft cap and learned sinks.
-        excluded: True for chunks that get no votes. The others are adjacent.
+        outside: True for chunks that get no votes. The others are adjacent.
         valid: False for queries that are padding.
     """
     if search == "tree":
-        included = summaries.new_ones(summaries.shape[:2]).bool() if excluded is None else ~excluded
-        first = included.byte().argmax(dim=1)
-        return search_tree(queries, summaries, number, first, first + included.sum(dim=1), valid)
+        inside = summaries.new_ones(summaries.shape[:2]).bool() if outside is None else ~outside
+        first = inside.byte().argmax(dim=1)
+        return search_tree(queries, summaries, number, first, first + inside.sum(dim=1), valid)
     scores = scoring.compute_scores(queries @ summaries.mT).float()
-    if excluded is None:
+    if outside is None:
         votes = torch.softmax(scores, dim=-1)
     else:
-        votes = torch.softmax(scores.masked_fill(excluded[:, None], float("-inf")), dim=-1).nan_to_num(0)
+        votes = torch.softmax(scores.masked_fill(outside[:, None], float("-inf")), dim=-1).nan_to_num(0)
     return (votes if valid is None else votes * valid[..., None]).sum(dim=1)
 
 
@@ -146,8 +146,8 @@ def search_tree(
         scores = scores.float().amax(dim=2).masked_fill(begin == end, float("-inf"))
         # The order of the text is the order of equal scores.
         order = begin.argsort(dim=1, stable=True)
-        chosen = order.gather(1, best(scores.gather(1, order), number).sort(dim=1).values)
-        begin, end = begin.gather(1, chosen), end.gather(1, chosen)
+        places = order.gather(1, best(scores.gather(1, order), number).sort(dim=1).values)
+        begin, end = begin.gather(1, places), end.gather(1, places)
         size = -(-size // 2)
-    found = summaries.new_zeros(summaries.shape[:2], dtype=torch.float32)
-    return found.scatter_add(1, begin.clamp(max=summaries.shape[1] - 1), (end > begin).float())
+    votes = summaries.new_zeros(summaries.shape[:2], dtype=torch.float32)
+    return votes.scatter_add(1, begin.clamp(max=summaries.shape[1] - 1), (end > begin).float())

@@ -413,8 +413,8 @@ class ChunksMemory(LayerMemory):
         self._last_read = None
         if plan.num_closed:
             queries = expand_query(policy.summary, at_origin)
-            closed = self.state["summaries"].flatten(0, 1)[:, 1 : plan.num_closed]
-            plan.votes[:, 1:] = vote(queries, closed, policy.search, policy.num_selected, scoring)
+            middle = self.state["summaries"].flatten(0, 1)[:, 1 : plan.num_closed]
+            plan.votes[:, 1:] = vote(queries, middle, policy.search, policy.num_selected, scoring)
             selection = best(plan.votes, 1 + policy.num_selected).sort(dim=-1).values
             if self.tracks_reads:
                 self._last_read = _LastRead(selection, plan.num_closed + policy.num_local)
@@ -487,13 +487,13 @@ class ChunksMemory(LayerMemory):
         query = expand_query(policy.summary, query).flatten(0, 1)
         if not step.padded:
             end = step.compute_once("end", lambda: int(full[0]) - policy.num_local)
-            closed = summaries[:, :, 1:end].flatten(0, 1)
-            votes = vote(query, closed, policy.search, policy.num_selected, scoring)
+            middle = summaries[:, :, 1:end].flatten(0, 1)
+            votes = vote(query, middle, policy.search, policy.num_selected, scoring)
             return functional.pad(votes, (1, count - end)).unflatten(0, (-1, groups))
         # Chunks that are always read, and unfilled chunks, get no votes.
         chunk = torch.arange(count, device=full.device)
-        excluded = ((chunk == 0) | (chunk >= full[:, None] - policy.num_local)).repeat_interleave(groups, 0)
+        outside = ((chunk == 0) | (chunk >= full[:, None] - policy.num_local)).repeat_interleave(groups, 0)
         valid = (step.time >= 0).repeat(1, query.shape[1] // step.length).repeat_interleave(groups, 0)
         summaries = summaries.flatten(0, 1)
-        votes = vote(query, summaries, policy.search, policy.num_selected, scoring, excluded, valid)
+        votes = vote(query, summaries, policy.search, policy.num_selected, scoring, outside, valid)
         return votes.unflatten(0, (-1, groups))

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import tune
 
 from scrubjay.experiments import Run, resume
-from scrubjay.experiments.launch.sweep import Sweep, _make_scheduler, _table, parse_param
+from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.launch.sweep import Sweep, _make_scheduler, _table, _tuner, parse_param
 from scrubjay.experiments.recipes.overrides import override
 
 names = st.text("abcdef.", min_size=1, max_size=8).filter(lambda name: not name.startswith("set."))
@@ -238,6 +240,16 @@ def test_what_tune_has_pickled_is_not_read_without_trust(here, tmp_path):
     assert (code, err.count("\n")) == (2, 1)
     assert "add --trust" in err
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_sweep_of_another_version_is_refused(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("Invalid `param_space` input")
+
+    monkeypatch.setattr(tune.Tuner, "can_restore", lambda _: True)
+    monkeypatch.setattr(tune.Tuner, "restore", refuse)
+    with pytest.raises(UsageError, match="tune is from another version of Scrubjay.*choose another --out"):
+        _tuner(Sweep("tmaze-demo", (("seed", ("0",)),)), tmp_path, 1, 100)
 
 
 @pytest.mark.slow

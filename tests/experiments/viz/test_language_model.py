@@ -128,8 +128,9 @@ def test_inspect_shows_what_a_policy_keeps(folder, tmp_path, capsys):
     assert "budget=2" in capsys.readouterr().err
 
 
+CHUNKS = ("chunks", "hip", "longheads", "quest")
 SMALL = {
-    "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3},
+    **{name: {"budget": 16, "chunk_size": 2, "local_chunks": 3} for name in CHUNKS},
     "duo": {"num_sinks": 2, "recent": 6, "scores": ((0.9, 0.1, 0.2, 0.3), (0.0, 0.5, 0.1, 0.2))},
     "h2o": {"budget": 12, "recent": 5, "interval": 3},
     "recycled": {"budget": 12, "stride": 4},
@@ -143,7 +144,7 @@ SMALL = {
 }
 
 
-READS_A_PART = ("chunks", "recycled", "refreshkv")
+READS_A_PART = (*CHUNKS, "recycled", "refreshkv")
 
 
 def trace_policy(tiny_chat: Any, name: str, **fields: Any) -> Trace:

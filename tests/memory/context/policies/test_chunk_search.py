@@ -53,7 +53,7 @@ def attend(query, keys, values, scale):
 def test_the_summary_by_attention_is_that_of_longheads(chunks, rotation):
     queries, keys, values = chunks
     scoring = Scoring(scale=0.4)
-    found = summarize("attention", queries[None], keys[None], values[None], rotation, scoring)[0]
+    result = summarize("attention", queries[None], keys[None], values[None], rotation, scoring)[0]
     for chunk in range(2):
         turned_queries, turned_keys = (
             [turn(vector, place) for place, vector in enumerate(x[chunk].tolist())] for x in (queries, keys)
@@ -61,13 +61,13 @@ def test_the_summary_by_attention_is_that_of_longheads(chunks, rotation):
         outputs = [attend(query, turned_keys, values[chunk].tolist(), 0.4) for query in turned_queries]
         mean = [sum(output[i] for output in outputs) / SIZE for i in range(WIDTH)]
         expected = attend(mean, turned_keys, turned_keys, 0.4)
-        torch.testing.assert_close(found[chunk], torch.tensor(expected), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result[chunk], torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_other_summaries(chunks, rotation):
     queries, keys, values = chunks
     names = ("mean", "middle", "bounds")
-    found = {name: summarize(name, queries, keys, values, rotation, Scoring(scale=1.0)) for name in names}
+    result = {name: summarize(name, queries, keys, values, rotation, Scoring(scale=1.0)) for name in names}
     for chunk, table in enumerate(keys.tolist()):
         columns = list(zip(*table, strict=True))
         expected = {
@@ -76,7 +76,7 @@ def test_other_summaries(chunks, rotation):
             "bounds": [max(column) for column in columns] + [min(column) for column in columns],
         }
         for name in names:
-            torch.testing.assert_close(found[name][chunk], torch.tensor(expected[name]))
+            torch.testing.assert_close(result[name][chunk], torch.tensor(expected[name]))
 
 
 def test_the_score_of_bounds_is_the_largest_product_of_any_key_within_them(chunks, rotation):
@@ -105,8 +105,8 @@ def search_slowly(scores, number, first, last):
         for begin, end in nodes:
             middle = (begin + end) // 2
             halves += [half for half in ((begin, middle), (middle, end)) if half[1] > half[0]]
-        ranked = sorted(halves, key=lambda half: -scores[(half[0] + half[1]) // 2])
-        nodes = sorted(ranked[:number])
+        order = sorted(halves, key=lambda half: -scores[(half[0] + half[1]) // 2])
+        nodes = sorted(order[:number])
     return {begin for begin, end in nodes if end > begin}
 
 
@@ -115,31 +115,31 @@ def test_the_tree_search_equals_its_definition_in_every_row(number):
     generator = torch.Generator().manual_seed(number)
     queries, summaries = torch.randn(6, 4, 8, generator=generator), torch.randn(6, 37, 8, generator=generator)
     first, last = torch.tensor([0, 1, 1, 5, 9, 1]), torch.tensor([37, 30, 2, 5, 3, 23])
-    found = search_tree(queries, summaries, number, first, last)
+    result = search_tree(queries, summaries, number, first, last)
     scores = (summaries @ queries.mT).amax(dim=2)
     for row in range(6):
         expected = search_slowly(scores[row].tolist(), number, int(first[row]), int(last[row]))
-        assert set(found[row].nonzero().flatten().tolist()) == expected
-        assert found[row].sum() == len(expected) == min(number, max(int(last[row] - first[row]), 0))
+        assert set(result[row].nonzero().flatten().tolist()) == expected
+        assert result[row].sum() == len(expected) == min(number, max(int(last[row] - first[row]), 0))
 
 
 @pytest.mark.parametrize("peak", [0, 11, 40, 63])
 def test_the_tree_search_finds_the_best_chunks_around_one_peak(peak):
     scores = -(torch.arange(64.0) - peak - 0.25).abs()
-    found = search_tree(torch.ones(1, 1, 1), scores.view(1, 64, 1), 8, torch.tensor([0]), torch.tensor([64]))
-    assert set(found[0].nonzero().flatten().tolist()) == set(best(scores, 8).tolist())
+    result = search_tree(torch.ones(1, 1, 1), scores.view(1, 64, 1), 8, torch.tensor([0]), torch.tensor([64]))
+    assert set(result[0].nonzero().flatten().tolist()) == set(best(scores, 8).tolist())
 
 
 def test_padding_has_no_vote():
     generator = torch.Generator().manual_seed(0)
     queries, summaries = torch.randn(2, 5, 8, generator=generator), torch.randn(2, 30, 8, generator=generator)
-    valid, excluded = torch.ones(2, 5).bool(), torch.zeros(2, 30).bool()
-    valid[0, :2], excluded[0, 20:], excluded[:, 0] = False, True, True
+    valid, outside = torch.ones(2, 5).bool(), torch.zeros(2, 30).bool()
+    valid[0, :2], outside[0, 20:], outside[:, 0] = False, True, True
     for search in ("flat", "tree"):
-        votes = vote(queries, summaries, search, 4, Scoring(scale=1.0), excluded, valid)
+        votes = vote(queries, summaries, search, 4, Scoring(scale=1.0), outside, valid)
         alone = vote(queries[:1, 2:], summaries[:1, 1:20], search, 4, Scoring(scale=1.0))
         torch.testing.assert_close(votes[:1, 1:20], alone)
-        assert not votes[excluded].any()
+        assert not votes[outside].any()
 
 
 @pytest.mark.requires("transformers")
