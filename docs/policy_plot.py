@@ -25,7 +25,7 @@ _FIELDS = {
 }
 DESCRIPTION = (
     f"A small random model reads a prompt of {PROMPT} tokens, then single tokens up to {TOKENS}. The budget "
-    f"is {BUDGET}, and chunks have at most 8 tokens. The plot shows the tokens of its first head at each step."
+    f"is {BUDGET}. Chunks have at most 8 tokens. The plot shows the tokens of its first head at each step."
 )
 
 

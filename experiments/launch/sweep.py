@@ -213,7 +213,7 @@ def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
             )
         except ValueError as error:  # Tune refuses another space
             raise UsageError(
-                f"{storage} is from another version of Scrubjay, which cannot be continued; choose another --out"
+                f"{storage} is from another version of Scrubjay and cannot be continued; choose another --out"
             ) from error
     return tune.Tuner(
         trainable,

@@ -248,7 +248,7 @@ def test_a_sweep_of_another_version_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune.Tuner, "can_restore", lambda _: True)
     monkeypatch.setattr(tune.Tuner, "restore", refuse)
-    with pytest.raises(UsageError, match="tune is from another version of Scrubjay.*choose another --out"):
+    with pytest.raises(UsageError, match=r"tune is from another version of Scrubjay.*choose another --out"):
         _tuner(Sweep("tmaze-demo", (("seed", ("0",)),)), tmp_path, 1, 100)
 
 
