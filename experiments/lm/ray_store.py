@@ -1,0 +1,96 @@
+"""Store of keys and values in an actor of Ray, on any node of a cluster.
+
+    from scrubjay.memory.context import PolicyCache
+    from scrubjay.memory.context.elsewhere.policy import ElsewherePolicy
+
+    stores = tuple(RayStore(num_cpus=1) for _ in range(2))
+    cache = PolicyCache(ElsewherePolicy(stores), model)
+
+Queries, outputs, keys and values pass through Ray's object store. `ray.init` must have been called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scrubjay.kernels.normalisers import Part
+from scrubjay.memory.context.elsewhere.stores import TableStore
+from scrubjay.memory.context.elsewhere.table import Columns
+from scrubjay.memory.context.policies.dense import Scoring
+
+
+class _Actor:
+    """The store in the process of the actor."""
+
+    def __init__(self) -> None:
+        self._store = TableStore()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the store."""
+        return getattr(self._store, method)(*arguments)
+
+    def attend(self, name: int, query: Tensor, scale: float, cap: float | None) -> Part:
+        """Return the part of the attention over a table."""
+        return self._store.begin_attention(name, query, Scoring(scale, cap))()
+
+    def get_node(self) -> str:
+        """Return the id of the node on which the actor runs."""
+        return ray.get_runtime_context().get_node_id()
+
+
+class RayStore:
+    """Store in an actor; `options` are those of `ray.remote`, such as `num_cpus` and `resources`."""
+
+    def __init__(self, **options: Any) -> None:
+        actor: Any = ray.remote(**({"num_cpus": 1} | options))(_Actor)
+        self._actor = actor.remote()
+
+    @property
+    def node(self) -> str:
+        """Id of the node on which the store lives."""
+        return ray.get(self._actor.get_node.remote())
+
+    def append(self, name: int, new: Columns) -> None:
+        """Add tokens at the end of a table; the first call creates it."""
+        self._call("append", name, tuple(part.detach().cpu() for part in new))
+
+    def begin_attention(
+        self, name: int, query: Float[Tensor, "batch heads length width"], scoring: Scoring
+    ) -> Callable[[], Part]:
+        """Send the queries; return the function that waits for the part of the attention."""
+        reply = self._actor.attend.remote(name, query.detach().cpu(), scoring.scale, scoring.cap)
+
+        def wait() -> Part:
+            output, normaliser = ray.get(reply)
+            return output.to(query.device), normaliser.to(query.device)
+
+        return wait
+
+    def read(self, name: int, first: int, last: int) -> Columns:
+        """Return the tokens from `first` to `last - 1` of a table."""
+        return self._call("read", name, first, last)
+
+    def truncate(self, name: int, columns: int) -> None:
+        """Keep only the first tokens of a table."""
+        self._call("truncate", name, columns)
+
+    def reorder(self, name: int, rows: Int[Tensor, " selected"]) -> None:
+        """Select batch rows of a table."""
+        self._call("reorder", name, rows)
+
+    def forget(self, name: int) -> None:
+        """Delete a table, if it exists and Ray still runs."""
+        if ray.is_initialized():
+            self._actor.call.remote("forget", name)
+
+    def nbytes(self, name: int) -> int:
+        """Return the bytes of a table; 0 if it does not exist."""
+        return self._call("nbytes", name)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return ray.get(self._actor.call.remote(method, *arguments))
