@@ -36,5 +36,6 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "policies.base": ["CacheShape", "ContextPolicy", "LayerMemory", "LayerStats", "Step"],
         "registry": ["list_policies", "make", "name_of", "register"],
     },
+    packages=("elsewhere",),
     extras={"transformers": "lm"},
 )

@@ -421,8 +421,8 @@ class PolicyCache(Cache):
         if not isinstance(self.count, int):
             tensors["count"] = self.count
         metadata = {
-            "policy": name_of(self.policy),
-            "fields": dataclasses.asdict(self.policy),  # pyright: ignore[reportArgumentType]
+            "policy": name_of(self.policy.file_policy),
+            "fields": dataclasses.asdict(self.policy.file_policy),  # pyright: ignore[reportArgumentType]
             "seen": self.get_seq_length(),
             "layers": len(self.layers),
             "shape": dataclasses.asdict(self.shape()) if self.get_seq_length() else None,
@@ -449,8 +449,8 @@ class PolicyCache(Cache):
         """
         cache = cls(policy, model)
         expected = {
-            "policy": name_of(cache.policy),
-            "fields": dataclasses.asdict(cache.policy),  # pyright: ignore[reportArgumentType]
+            "policy": name_of(cache.policy.file_policy),
+            "fields": dataclasses.asdict(cache.policy.file_policy),  # pyright: ignore[reportArgumentType]
             "layers": len(cache.layers),
         }
         content = read_cache_file(path, expected, len(cache.layers), model.device)

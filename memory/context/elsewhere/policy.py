@@ -9,11 +9,12 @@ Traffic per token and layer, in numbers: to each store the query of every head, 
 normaliser per head; once in the life of a token its keys and values.
 
 Differences from the paper: the most recent tokens stay with the model until a block is full, layers wait for
-each other, and nothing is overlapped between batches.
+each other, and nothing is overlapped between batches. A prompt is read in pieces of 1,024 tokens.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import weakref
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from scrubjay.memory.context.policies.base import (
 )
 from scrubjay.memory.context.policies.buffers import compute_capacity
 from scrubjay.memory.context.policies.dense import Scoring
+from scrubjay.memory.context.policies.full import FullPolicy
 
 _names = itertools.count()
 
@@ -45,7 +47,12 @@ _names = itertools.count()
 class ElsewherePolicy(ContextPolicy):
     """Keep all tokens, in blocks that are spread over stores.
 
-    `PolicyCache(ElsewherePolicy((StoreProcess(), StoreProcess())), model)` keeps them in two processes.
+    `PolicyCache(ElsewherePolicy((StoreProcess(), StoreProcess())), model)` keeps them in two processes. A saved
+    cache has the file of `FullPolicy`, so each of the two policies loads caches of the other.
+
+    Raises:
+        TypeError: If `stores` is not a tuple of stores.
+        ValueError: On no stores, on a store that is named twice, and on a block below 1.
     """
 
     stores: tuple[Store, ...]
@@ -58,8 +65,17 @@ class ElsewherePolicy(ContextPolicy):
 
     def __post_init__(self) -> None:
         check_minimums(self, block=1)
+        if not isinstance(self.stores, tuple) or any(isinstance(store, str) for store in self.stores):
+            raise TypeError(f"stores={self.stores!r}: pass a tuple of stores, such as (StoreProcess(),)")
         if not self.stores:
             raise ValueError("stores=(): pass at least one store, such as StoreProcess()")
+        if len(set(map(id, self.stores))) < len(self.stores):
+            raise ValueError(f"stores={self.stores!r}: a store is named twice; pass each store once")
+
+    @property
+    def file_policy(self) -> ContextPolicy:
+        """`FullPolicy()`: a cache file has the keys and values of all tokens, and no stores."""
+        return FullPolicy()
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
@@ -74,18 +90,26 @@ class ElsewherePolicy(ContextPolicy):
 class ElsewhereMemory(LayerMemory):
     """Memory of one layer."""
 
-    state_names = frozenset(("keys", "values", "valid"))
+    state_names = frozenset(("keys", "values"))
+    longest_piece = 1024
 
     def __init__(self, policy: ElsewherePolicy) -> None:
         super().__init__()
         self.policy, self._recent = policy, Table()
         self._blocks = 0
+        self._device = torch.device("cpu")
         self._name = next(_names)
         self._finalizer = weakref.finalize(self, _forget, policy.stores, self._name)
         self._finalizer.atexit = False
 
     def __deepcopy__(self, memo: Any) -> ElsewhereMemory:
-        raise TypeError("a cache elsewhere cannot be copied; save it and load it into a new cache")
+        clone = type(self)(self.policy)
+        for name, value in vars(self).items():
+            if name not in ("policy", "_name", "_finalizer"):
+                setattr(clone, name, copy.deepcopy(value, memo))
+        for store in self._used_stores:
+            store.copy(self._name, clone._name)
+        return clone
 
     @property
     def columns(self) -> int:
@@ -96,8 +120,9 @@ class ElsewhereMemory(LayerMemory):
     def _used_stores(self) -> Sequence[Store]:
         return self.policy.stores[: self._blocks]
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
+    def _piece(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
         """Return causal attention of the new tokens over all tokens, and move full blocks to the stores."""
+        self._device = keys.device
         plain = Scoring(scoring.scale, scoring.cap)
         waits = [store.begin_attention(self._name, query, plain) for store in self._used_stores]
         past = self._recent.columns
@@ -130,7 +155,7 @@ class ElsewhereMemory(LayerMemory):
             self._recent.append(rest)
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Do nothing: `attend` stores the tokens."""
+        """Do nothing: `attend` has already stored the new tokens."""
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Remove the last `columns` tokens of every row."""
@@ -159,7 +184,9 @@ class ElsewhereMemory(LayerMemory):
     def _read_block(self, number: int) -> Columns:
         store = self.policy.stores[number % len(self.policy.stores)]
         first = number // len(self.policy.stores) * self.policy.block
-        return store.read(self._name, first, first + self.policy.block)
+        block = store.read(self._name, first, first + self.policy.block)
+        keys, values, valid = (part.to(self._device) for part in block)
+        return keys, values, valid
 
     def reorder(self, rows: Int[Tensor, " selected"]) -> None:
         """Select the batch rows with the indices `rows`, in this order; indices may repeat."""
@@ -169,25 +196,26 @@ class ElsewhereMemory(LayerMemory):
             self._recent.reorder(rows)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the keys, values and mask of all tokens, fetched from the stores."""
+        """Return the keys and values of all tokens, fetched from the stores, and the mask of padding if any."""
         parts = [self._read_block(number) for number in range(self._blocks)]
         if self._recent.columns:
             parts.append(self._recent.read(0, self._recent.columns))
         if not parts:
             return {}
         keys, values, valid = zip(*parts, strict=True)
-        return {
-            "keys": torch.cat(keys, dim=2),
-            "values": torch.cat(values, dim=2),
-            "valid": torch.cat(valid, dim=1),
-        }
+        state = {"keys": torch.cat(keys, dim=2), "values": torch.cat(values, dim=2)}
+        mask = torch.cat(valid, dim=1)
+        return state if mask.all() else state | {"valid": mask}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Move the tokens of a saved state to the stores."""
         self._keep_blocks(0)
         self._recent = Table()
         if state:
-            self._recent.append((state["keys"], state["values"], state["valid"]))
+            keys = state["keys"]
+            valid = state.get("valid", keys.new_ones(len(keys), keys.shape[2], dtype=torch.bool))
+            self._device = keys.device
+            self._recent.append((keys, state["values"], valid))
             self._move()
 
     def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
@@ -195,7 +223,8 @@ class ElsewhereMemory(LayerMemory):
         state = self.state_dict()
         if not state:
             return None
-        return RetainedValues(state["values"] * state["valid"][:, None, :, None])
+        values, valid = state["values"], state.get("valid")
+        return RetainedValues(values if valid is None else values * valid[:, None, :, None])
 
     def count_retained(self, count: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Return `count`: all tokens are retained."""

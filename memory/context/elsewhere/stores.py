@@ -6,14 +6,17 @@ A message to a process is a safetensors file of tensors behind its length, so ne
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from typing import IO, Protocol, Self
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait as wait_for
+from typing import IO, Any, Protocol, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +29,12 @@ from scrubjay.memory.context.policies.dense import Scoring
 
 _LENGTH = struct.Struct("<Q")
 _MOST_BYTES = 2**40
-_CALLS = ("append", "attend", "read", "truncate", "reorder", "forget", "nbytes")
+_MOST_REPLIES = 64
+_CALLS = ("append", "attend", "read", "truncate", "reorder", "copy", "forget", "nbytes")
+_ENDED = (
+    "the process of a store has ended ({}), and its keys and values are lost; begin with a new store and a new "
+    "cache"
+)
 
 
 class Store(Protocol):
@@ -52,6 +60,10 @@ class Store(Protocol):
 
     def reorder(self, name: int, rows: Int[Tensor, " selected"]) -> None:
         """Select batch rows of a table."""
+        ...
+
+    def copy(self, name: int, new_name: int) -> None:
+        """Copy a table."""
         ...
 
     def forget(self, name: int) -> None:
@@ -91,6 +103,10 @@ class TableStore:
         """Select batch rows of a table."""
         self._tables[name].reorder(rows)
 
+    def copy(self, name: int, new_name: int) -> None:
+        """Copy a table."""
+        self._tables[new_name] = copy.deepcopy(self._tables[name])
+
     def forget(self, name: int) -> None:
         """Delete a table, if it exists."""
         self._tables.pop(name, None)
@@ -104,18 +120,29 @@ class TableStore:
 class StoreProcess:
     """Store in a process of its own on this machine; close it, or use it in a `with` block.
 
-    Several caches may share it. Calls are answered in order, so several threads must not share it.
+    Several caches and threads may share it. The process ends with this one, and it does not receive Ctrl-C.
+
+    Args:
+        num_threads: Number of CPU threads of the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_threads: int = 1) -> None:
+        if num_threads < 1:
+            raise ValueError(f"num_threads={num_threads}: must be at least 1")
         self.bytes_sent = self.bytes_received = 0
-        command = [sys.executable, "-P", "-m", "scrubjay.memory.context.elsewhere.stores"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._waiting = 0
+        command = [sys.executable, "-P", "-m", __name__, str(num_threads)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        self._lock = threading.RLock()
+        self._is_closed = False
+        self._num_sent = self._num_received = 0
+        self._replies: dict[int, dict[str, Tensor]] = {}
         self._forgotten_names: list[int] = []
 
     def append(self, name: int, new: Columns) -> None:
         """Add tokens at the end of a table; the first call creates it."""
+        check_no_gradient(*new)
         keys, values, valid = new
         self._call("append", name, keys=keys, values=values, valid=valid)
 
@@ -123,12 +150,13 @@ class StoreProcess:
         self, name: int, query: Float[Tensor, "batch heads length width"], scoring: Scoring
     ) -> Callable[[], Part]:
         """Send the queries; return the function that waits for the part of the attention."""
+        check_no_gradient(query)
         cap = float("nan") if scoring.cap is None else scoring.cap
         numbers = torch.tensor([scoring.scale, cap], dtype=torch.float64)
-        self._send("attend", name, query=query, numbers=numbers)
+        number = self._send("attend", name, query=query, numbers=numbers)
 
         def wait() -> Part:
-            reply = self._receive()
+            reply = self._receive(number)
             return reply["output"].to(query.device), reply["normaliser"].to(query.device)
 
         return wait
@@ -146,6 +174,10 @@ class StoreProcess:
         """Select batch rows of a table."""
         self._call("reorder", name, numbers=rows)
 
+    def copy(self, name: int, new_name: int) -> None:
+        """Copy a table."""
+        self._call("copy", name, numbers=torch.tensor([new_name]))
+
     def forget(self, name: int) -> None:
         """Delete a table, if it exists, before the next call."""
         # The garbage collector may call this between a request and its reply.
@@ -157,15 +189,13 @@ class StoreProcess:
 
     def close(self) -> None:
         """End the process; its keys and values are lost."""
+        self._is_closed = True
+        self._process.kill()
+        self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -177,40 +207,75 @@ class StoreProcess:
         with suppress(Exception):  # at exit, modules may be gone
             self.close()
 
-    def _call(self, call: str, name: int, **tensors: Tensor) -> dict[str, Tensor]:
-        if self._waiting:
-            raise RuntimeError("a store answers calls in order: wait for the attention before the next call")
-        self._send(call, name, **tensors)
-        return self._receive()
+    def __repr__(self) -> str:
+        return f"<StoreProcess with the process {self._process.pid}>"
 
-    def _send(self, call: str, name: int, **tensors: Tensor) -> None:
-        while self._forgotten_names and not self._waiting and call != "forget":
-            self._call("forget", self._forgotten_names.pop())
-        assert self._process.stdin is not None
+    def _call(self, call: str, name: int, **tensors: Tensor) -> dict[str, Tensor]:
+        return self._receive(self._send(call, name, **tensors))
+
+    def _send(self, call: str, name: int, **tensors: Tensor) -> int:
+        """Send a request, and return its number."""
         message = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         message["call"] = torch.tensor([_CALLS.index(call), name])
-        try:
-            self.bytes_sent += write_message(self._process.stdin, message)
-        except OSError as error:
-            raise self._explain() from error
-        self._waiting += 1
+        with self._lock:
+            while self._forgotten_names and call != "forget":
+                self._call("forget", self._forgotten_names.pop())
+            # The process reads no request while it writes a reply.
+            while self._num_received < self._num_sent:
+                self._read_reply()
+            with self._whole_message() as process:
+                self.bytes_sent += write_message(process.stdin, message)
+                self._num_sent += 1
+            return self._num_sent
 
-    def _receive(self) -> dict[str, Tensor]:
-        assert self._process.stdout is not None
-        reply, size = read_message(self._process.stdout)
-        self._waiting -= 1
-        if reply is None:
-            raise self._explain()
-        self.bytes_received += size
+    def _receive(self, number: int) -> dict[str, Tensor]:
+        """Return the reply to a request."""
+        with self._lock:
+            while number not in self._replies and self._num_received < self._num_sent:
+                self._read_reply()
+            if number not in self._replies:
+                raise RuntimeError(f"reply {number} of a store was not awaited in time; repeat the call")
+            reply = self._replies.pop(number)
         if "error" in reply:
             raise RuntimeError(f"the store failed: {bytes(reply['error'].tolist()).decode()}")
         return reply
 
-    def _explain(self) -> RuntimeError:
-        code = self._process.poll()
-        return RuntimeError(
-            f"the process of a store has ended (exit code {code}), and its keys and values are lost; begin "
-            "with a new store and a new cache"
+    def _read_reply(self) -> None:
+        if not self._is_closed and self._process.stdout is not None:
+            wait_for([self._process.stdout])  # Ctrl-C here loses nothing
+        with self._whole_message() as process:
+            reply, size = read_message(process.stdout)
+            if reply is None:
+                raise EOFError
+            self.bytes_received += size
+            self._num_received += 1
+            self._replies[self._num_received] = reply
+        # A caller that an exception stopped never asks for its reply.
+        self._replies.pop(self._num_received - _MOST_REPLIES, None)
+
+    @contextmanager
+    def _whole_message(self) -> Iterator[Any]:
+        """Close the store if an exception stops a message in the middle, because the rest cannot be read."""
+        if self._is_closed:
+            raise RuntimeError(_ENDED.format("closed"))
+        try:
+            yield self._process
+        except (EOFError, OSError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)  # for its exit code
+            self.close()
+            raise RuntimeError(_ENDED.format(f"exit code {self._process.returncode}")) from error
+        except BaseException:
+            self.close()
+            raise
+
+
+def check_no_gradient(*tensors: Tensor) -> None:
+    """Raise ValueError if gradients would have to flow through a store in another process."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise ValueError(
+            "no gradients flow through a store in another process; call the model inside torch.no_grad(), "
+            "or train with make('full')"
         )
 
 
@@ -257,6 +322,8 @@ def answer(store: TableStore, message: dict[str, Tensor]) -> dict[str, Tensor]:
         store.truncate(name, int(numbers[0]))
     elif call == "reorder":
         store.reorder(name, numbers)
+    elif call == "copy":
+        store.copy(name, int(numbers[0]))
     elif call == "forget":
         store.forget(name)
     else:
@@ -265,9 +332,9 @@ def answer(store: TableStore, message: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def serve() -> None:
+def serve(num_threads: int) -> None:
     """Answer messages on standard input until it ends."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
+    torch.set_num_threads(num_threads)
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may write between the replies
     store = TableStore()
@@ -281,5 +348,5 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent closes the pipe
-        serve()
+    with suppress(BrokenPipeError):  # the other process has ended
+        serve(int(sys.argv[1]))

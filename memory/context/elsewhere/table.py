@@ -49,7 +49,7 @@ class Table:
 
     def reorder(self, rows: Int[Tensor, " selected"]) -> None:
         """Select the batch rows with these indices, in this order."""
-        self._buffers = {name: buffer.index_select(0, rows) for name, buffer in self._buffers.items()}
+        self._buffers = {name: buffer.index_select(0, rows.to(buffer.device)) for name, buffer in self._buffers.items()}
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -386,6 +386,11 @@ class ContextPolicy(ABC):
 
     The prompt should then be passed in one call, with the question at its end."""
 
+    @property
+    def file_policy(self) -> ContextPolicy:
+        """Policy whose name and fields a cache file has; by default `self`."""
+        return self
+
     def call_length(self, prompt: int, block: int) -> int:
         """Return the number of tokens to read per call: `prompt` if `query_aware`, else `block`."""
         return max(prompt, 1) if self.query_aware else block

@@ -63,18 +63,60 @@ def test_padding_reordering_and_cropping(tiny_llama):
 
 
 @torch.no_grad()
-def test_it_is_saved_and_loaded(tiny_llama, tmp_path):
+@pytest.mark.parametrize("padding", [0, 11])
+def test_caches_of_full_and_elsewhere_load_each_other(padding, tiny_llama, tmp_path):
+    model = tiny_llama(dtype=torch.float64)
+    mask = torch.ones(1, 60, dtype=torch.long)
+    mask[:, :padding] = 0
+
+    def read(cache, first, last):
+        return model(IDS[:, first:last], attention_mask=mask[:, :last], cache=cache).logits
+
+    policies = {"full": context.make("full"), "elsewhere": make_policy(), "other": make_policy(3, 5)}
+    expected = None
+    for saved, loaded in [("full", "full"), ("full", "elsewhere"), ("elsewhere", "other"), ("other", "full")]:
+        cache = context.PolicyCache(policies[saved], model)
+        read(cache, 0, 41)
+        cache.save(tmp_path / saved)
+        other = context.PolicyCache.load(tmp_path / saved, policies[loaded], model)
+        logits = torch.cat([read(other, 41, 50), read(other, 50, 60)], dim=1)
+        expected = logits if expected is None else expected
+        torch.testing.assert_close(logits, expected, atol=1e-10, rtol=1e-10)
+    with pytest.raises(ValueError, match="was saved with policy=full, not sinks"):
+        context.PolicyCache.load(tmp_path / "other", context.make("sinks"), model)
+
+
+@torch.no_grad()
+def test_a_copy_is_independent(tiny_llama):
     model = tiny_llama(dtype=torch.float64)
     _, cache = run(model, make_policy(), [41], IDS[:, :41])
-    state = {index: memory.state_dict() for index, memory in enumerate(memories(cache))}
-    other = context.PolicyCache(make_policy(3, 5), model)
-    model(IDS[:, :41], cache=other)
-    for index, memory in enumerate(memories(other)):
-        memory.load_state_dict(state[index])
+    clone = copy.deepcopy(cache)
     expected = model(IDS[:, 41:], cache=cache).logits
-    torch.testing.assert_close(model(IDS[:, 41:], cache=other).logits, expected, atol=1e-12, rtol=1e-12)
-    with pytest.raises(TypeError, match="cannot be copied"):
-        copy.deepcopy(memories(cache)[0])
+    torch.testing.assert_close(model(IDS[:, 41:], cache=clone).logits, expected, atol=1e-12, rtol=1e-12)
+
+
+@torch.no_grad()
+def test_assisted_decoding_takes_tokens_back(tiny_llama):
+    model, options = tiny_llama(), {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    text = IDS[:, :9].repeat(1, 4)
+    outputs = [
+        model.generate(text, cache=context.PolicyCache(policy, model), **options, **drafts)
+        for policy, drafts in (
+            (context.make("full"), {}),
+            (make_policy(2, 4), {"prompt_lookup_num_tokens": 3}),
+        )
+    ]
+    assert outputs[0].tolist() == outputs[1].tolist()
+
+
+@torch.no_grad()
+def test_a_long_prompt_is_read_in_pieces(tiny_llama, monkeypatch):
+    from scrubjay.memory.context.elsewhere.policy import ElsewhereMemory
+
+    monkeypatch.setattr(ElsewhereMemory, "longest_piece", 7)
+    model = tiny_llama()
+    expected, _ = run(model, context.make("full"), [60])
+    torch.testing.assert_close(run(model, make_policy(), [60])[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def memories(cache):
@@ -110,19 +152,26 @@ def test_two_processes_equal_the_full_cache_and_count_their_traffic(tiny_llama):
 
 
 @torch.no_grad()
-def test_a_process_that_ended_is_named(tiny_llama):
-    model, policy = tiny_llama(), make_policy(1, 8, "process")
-    _, cache = run(model, policy, [20], IDS[:, :20])
-    policy.stores[0]._process.kill()
-    policy.stores[0]._process.wait()
-    with pytest.raises(RuntimeError, match=r"the process of a store has ended \(exit code -9\)"):
-        model(IDS[:, 20:21], cache=cache)
+def test_after_a_store_has_failed_the_other_serves_new_caches(tiny_llama):
+    from scrubjay.memory.context.elsewhere import ElsewherePolicy
+
+    model, policy = tiny_llama(), make_policy(2, 8, "process")
+    with policy.stores[0] as first, policy.stores[1]:
+        _, cache = run(model, policy, [20], IDS[:, :20])
+        policy.stores[1]._process.kill()
+        with pytest.raises(RuntimeError, match=r"the process of a store has ended \(exit code -9\)"):
+            model(IDS[:, 20:21], cache=cache)
+        logits, _ = run(model, ElsewherePolicy((first,), 8), [40, 1, 19])
+        expected, _ = run(model, context.make("full"), [40, 1, 19])
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_error_in_a_process_is_raised_here():
-    (store,) = make_policy(1, 8, "process").stores
-    with store, pytest.raises(RuntimeError, match="the store failed: KeyError"):
-        store.read(5, 0, 1)
+def test_gradients_are_refused(tiny_llama):
+    with make_policy(1, 8, "process").stores[0] as store:
+        from scrubjay.memory.context.elsewhere import ElsewherePolicy
+
+        with pytest.raises(ValueError, match="no gradients flow through a store"):
+            run(tiny_llama(), ElsewherePolicy((store,), 8), [20, 1], IDS[:, :21])
 
 
 def test_wrong_sizes_are_refused():
@@ -130,5 +179,12 @@ def test_wrong_sizes_are_refused():
 
     with pytest.raises(ValueError, match="at least one store"):
         ElsewherePolicy(())
-    with pytest.raises(ValueError, match="block"):
+    with pytest.raises(ValueError, match="block=0: must be at least 1"):
         make_policy(1, 0)
+    store = make_policy(1).stores[0]
+    with pytest.raises(TypeError, match=r"stores=\[.*: pass a tuple of stores"):
+        ElsewherePolicy([store])
+    with pytest.raises(ValueError, match="a store is named twice"):
+        ElsewherePolicy((store, store))
+    with pytest.raises(ValueError, match="unknown policy 'elsewhere'"):
+        context.make("elsewhere")
