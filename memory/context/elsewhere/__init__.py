@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from scrubjay.memory.context.elsewhere.traffic import Link as Link
     from scrubjay.memory.context.elsewhere.traffic import count_break_even_tokens as count_break_even_tokens
     from scrubjay.memory.context.elsewhere.traffic import count_traffic as count_traffic
+    from scrubjay.memory.context.elsewhere.traffic import estimate_seconds as estimate_seconds
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "policy": ["ElsewherePolicy"],
         "stores": ["StoreProcess"],
-        "traffic": ["Link", "count_break_even_tokens", "count_traffic"],
+        "traffic": ["Link", "count_break_even_tokens", "count_traffic", "estimate_seconds"],
     },
 )

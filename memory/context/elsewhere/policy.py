@@ -125,16 +125,18 @@ class ElsewhereMemory(LayerMemory):
         self._device = keys.device
         plain = Scoring(scoring.scale, scoring.cap)
         waits = [store.begin_attention(self._name, query, plain) for store in self._used_stores]
-        past = self._recent.columns
         self._recent.append((keys, values, step.time >= 0))
-        parts = [self._attend_recent(query, past, plain), *(wait() for wait in waits)]
+        parts = [self._attend_recent(query, step, plain), *(wait() for wait in waits)]
         out = merge_parts(parts, scoring).to(values.dtype)
         self._move()
         return out
 
-    def _attend_recent(self, query: Tensor, past: int, scoring: Scoring) -> Part:
+    def _attend_recent(self, query: Tensor, step: Step, scoring: Scoring) -> Part:
         keys, values, valid = self._recent.read(0, self._recent.columns)
         length = query.shape[2]
+        if length == 1 and not step.padded:
+            return partial_attention(query, keys, values, None, scoring)
+        past = self._recent.columns - length
         mask = torch.ones(length, past + length, dtype=torch.bool, device=query.device).tril(past)
         own = torch.eye(length, dtype=torch.bool, device=query.device)
         # A query that is padding reads itself, so that its output is finite.
@@ -241,9 +243,7 @@ class ElsewhereMemory(LayerMemory):
         return super().nbytes(place)
 
 
-def merge_parts(
-    parts: Sequence[Part], scoring: Scoring
-) -> Float[Tensor, "batch heads length value_width"]:
+def merge_parts(parts: Sequence[Part], scoring: Scoring) -> Float[Tensor, "batch heads length value_width"]:
     """Return the attention over the keys of all parts, with the learned sinks of the model."""
     output, normaliser = parts[0]
     if scoring.sinks is not None:

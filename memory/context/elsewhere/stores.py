@@ -140,6 +140,11 @@ class StoreProcess:
         self._replies: dict[int, dict[str, Tensor]] = {}
         self._forgotten_names: list[int] = []
 
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
+
     def append(self, name: int, new: Columns) -> None:
         """Add tokens at the end of a table; the first call creates it."""
         check_no_gradient(*new)
@@ -208,7 +213,7 @@ class StoreProcess:
             self.close()
 
     def __repr__(self) -> str:
-        return f"<StoreProcess with the process {self._process.pid}>"
+        return f"<StoreProcess with the process {self.pid}>"
 
     def _call(self, call: str, name: int, **tensors: Tensor) -> dict[str, Tensor]:
         return self._receive(self._send(call, name, **tensors))

@@ -49,7 +49,9 @@ class Table:
 
     def reorder(self, rows: Int[Tensor, " selected"]) -> None:
         """Select the batch rows with these indices, in this order."""
-        self._buffers = {name: buffer.index_select(0, rows.to(buffer.device)) for name, buffer in self._buffers.items()}
+        self._buffers = {
+            name: buffer.index_select(0, rows.to(buffer.device)) for name, buffer in self._buffers.items()
+        }
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -89,11 +91,14 @@ def partial_attention(
         products = rows.reshape(batch, groups, -1, width) @ keys.mT
         scores = scoring.compute_scores(products).to(torch.promote_types(products.dtype, torch.float32))
         scores = scores.unflatten(2, (heads // groups, count))
-        if mask is not None:
+        if mask is None:
+            normaliser = torch.logsumexp(scores, dim=-1)
+            weights = torch.exp(scores - normaliser[..., None])
+        else:
             own_mask = mask if mask.shape[1] == 1 else mask[:, first : first + BLOCK]
             scores = scores.masked_fill(~own_mask[:, None, None], float("-inf"))
-        normalisers.append(log_normaliser(scores).flatten(1, 2))
-        weights = softmax_or_zero(scores).flatten(2, 3)
-        output = weights @ values.to(weights.dtype)
+            normaliser, weights = log_normaliser(scores), softmax_or_zero(scores)
+        normalisers.append(normaliser.flatten(1, 2))
+        output = weights.flatten(2, 3) @ values.to(weights.dtype)
         outputs.append(output.unflatten(2, (heads // groups, count)).flatten(1, 2))
     return torch.cat(outputs, dim=2), torch.cat(normalisers, dim=2)

@@ -35,12 +35,23 @@ def count_traffic(shape: CacheShape, num_stores: int) -> int:
     return shape.layers * shape.batch * num_stores * (query + reply) + shape.token_bytes
 
 
-def count_break_even_tokens(shape: CacheShape, num_stores: int, link: Link) -> float:
-    """Return the length of a text from which attention in the stores is faster; infinity if it never is.
+def estimate_seconds(shape: CacheShape, num_stores: int, link: Link, tokens: int) -> tuple[float, float]:
+    """Return the seconds of attention for one generated token after `tokens` tokens: here, and in the stores.
 
     The model's device reads all keys and values for each token, and so do the stores together. The layers
     wait for each other, so each layer costs a round trip.
     """
+    here = tokens * shape.token_bytes / link.model_bandwidth
+    reading = tokens * shape.token_bytes / (num_stores * link.store_bandwidth)
+    travel = shape.layers * link.round_trip + count_traffic(shape, num_stores) / link.bandwidth
+    return here, reading + travel
+
+
+def count_break_even_tokens(shape: CacheShape, num_stores: int, link: Link) -> float:
+    """Return the length of a text from which attention in the stores is faster; infinity if it never is.
+
+    This is the length at which the two times of the model in `estimate_seconds` are equal.
+    """
+    _, cost = estimate_seconds(shape, num_stores, link, 0)
     saving = shape.token_bytes * (1 / link.model_bandwidth - 1 / (num_stores * link.store_bandwidth))
-    cost = shape.layers * link.round_trip + count_traffic(shape, num_stores) / link.bandwidth
     return cost / saving if saving > 0 else math.inf

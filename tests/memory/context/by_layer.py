@@ -1,4 +1,4 @@
-"""Policies with different layers, those of the page about policies, and helpers of the policy tests."""
+"""Policies that have no name of their own, and helpers of the policy tests."""
 
 import ast
 import re
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from scrubjay.memory.context import CacheShape, ContextPolicy, LayerStats
+from scrubjay.memory.context.elsewhere.policy import ElsewherePolicy
+from scrubjay.memory.context.elsewhere.stores import TableStore
 from scrubjay.memory.context.policies.base import split_budget
 from scrubjay.memory.context.policies.sinks import SinksPolicy
 from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
@@ -66,6 +68,7 @@ def load_page() -> types.ModuleType:
 page = load_page()
 BY_LAYER = {
     "alternating": AlternatingPolicy,
+    "elsewhere": ElsewherePolicy,
     "spread": SpreadPolicy,
     "tail": page.TailPolicy,
     "widening": page.WideningPolicy,
@@ -74,6 +77,7 @@ BY_LAYER = {
 SMALL = {
     "alternating": {"budget": 8, "num_sinks": 2},
     "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "disk"},
+    "elsewhere": {"stores": tuple(TableStore() for _ in range(3)), "block": 4},
     "full": {},
     "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
     "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},

@@ -4,7 +4,12 @@ import math
 
 import pytest
 
-from scrubjay.memory.context.elsewhere.traffic import Link, count_break_even_tokens, count_traffic
+from scrubjay.memory.context.elsewhere import (
+    Link,
+    count_break_even_tokens,
+    count_traffic,
+    estimate_seconds,
+)
 from scrubjay.memory.context.policies.base import CacheShape
 
 SHAPE = CacheShape(layers=3, batch=1, heads=4, key_heads=2, key_width=8, value_width=8, itemsize=2)
@@ -26,4 +31,5 @@ def test_at_the_break_even_length_both_places_take_the_same_time():
         + tokens * SHAPE.token_bytes / (4 * link.store_bandwidth)
     )
     assert here == pytest.approx(there)
+    assert estimate_seconds(SHAPE, 4, link, int(tokens)) == pytest.approx((here, there), rel=1e-3)
     assert count_break_even_tokens(SHAPE, 1, link) == math.inf
