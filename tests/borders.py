@@ -135,8 +135,7 @@ CODE = (
     Border(
         "ray ray.get ray.put ray.init ray.remote ray.wait",
         "pickles pass between processes of one cluster, which a token protects",
-        "agents/rllib/ experiments/bench/ray.py experiments/lm/ray_store.py experiments/lm/elsewhere.py "
-        "experiments/runs/",
+        "agents/rllib/ experiments/bench/ray.py experiments/lm/elsewhere/ experiments/runs/",
     ),
     Border(
         "subprocess* asyncio.create_subprocess*",

@@ -1,7 +1,7 @@
 """Attention elsewhere: keys and values of a cache live in other processes or on other machines.
 
-`PolicyCache(ElsewherePolicy((StoreProcess(), StoreProcess())), model)` keeps them in two processes. Only queries
-and partial outputs travel. `scrubjay.experiments.RayStore` is a store on a node of a Ray cluster.
+`PolicyCache(ElsewherePolicy((StoreProcess(), StoreProcess())), model)` keeps them in two processes. Only
+queries and partial outputs travel. `scrubjay.experiments.RayStore` is a store on a node of a Ray cluster.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ _names = itertools.count()
 class ElsewherePolicy(ContextPolicy):
     """Keep all tokens, in blocks that are spread over stores.
 
-    `PolicyCache(ElsewherePolicy((StoreProcess(), StoreProcess())), model)` keeps them in two processes. A saved
-    cache has the file of `FullPolicy`, so each of the two policies loads caches of the other.
+    `PolicyCache(ElsewherePolicy((StoreProcess(), StoreProcess())), model)` keeps them in two processes. A
+    saved cache has the file of `FullPolicy`, so each of the two policies loads caches of the other.
 
     Raises:
         TypeError: If `stores` is not a tuple of stores.
@@ -198,7 +198,7 @@ class ElsewhereMemory(LayerMemory):
             self._recent.reorder(rows)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the keys and values of all tokens, fetched from the stores, and the mask of padding if any."""
+        """Return the keys and values of all tokens, fetched from the stores; with padding also its mask."""
         parts = [self._read_block(number) for number in range(self._blocks)]
         if self._recent.columns:
             parts.append(self._recent.read(0, self._recent.columns))

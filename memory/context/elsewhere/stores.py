@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import math
 import os
+import selectors
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import wait as wait_for
 from typing import IO, Any, Protocol, Self
 
 import torch
@@ -32,8 +32,8 @@ _MOST_BYTES = 2**40
 _MOST_REPLIES = 64
 _CALLS = ("append", "attend", "read", "truncate", "reorder", "copy", "forget", "nbytes")
 _ENDED = (
-    "the process of a store has ended ({}), and its keys and values are lost; begin with a new store and a new "
-    "cache"
+    "the process of a store has ended ({}), and its keys and values are lost; begin with a new store and a "
+    "new cache"
 )
 
 
@@ -247,7 +247,9 @@ class StoreProcess:
 
     def _read_reply(self) -> None:
         if not self._is_closed and self._process.stdout is not None:
-            wait_for([self._process.stdout])  # Ctrl-C here loses nothing
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._process.stdout, selectors.EVENT_READ)
+                selector.select()  # Ctrl-C here loses nothing
         with self._whole_message() as process:
             reply, size = read_message(process.stdout)
             if reply is None:

@@ -1,10 +1,10 @@
 """Time and traffic per generated token if keys and values lie in other processes, against the full cache.
 
-    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.lm.elsewhere
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.lm.elsewhere.speed
 
 A Llama model with the shapes of SmolLM2-135M and random weights decodes in float32 after random keys and
-values; to read prompts of 32,768 tokens would take long, and the content changes no time. Each process has one
-thread. The caches take turns in one process: each decodes a few tokens, then the next one does. The first
+values; to read prompts of 32,768 tokens would take long, and the content changes no time. Each process has
+one thread. The caches take turns in one process: each decodes a few tokens, then the next one does. The first
 table has wall-clock times and the CPU time of the model's process and of its slowest store. On a machine that
 is busy with other work, only the CPU times tell how long the steps would take on free cores: the model waits
 while the stores compute. The second table compares the model of `elsewhere.traffic` with the measurement. Its
@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from scrubjay.experiments.bench import measure_seconds, take_turns, time_in_turns
 from scrubjay.experiments.bench.decoding import SIZES
-from scrubjay.experiments.lm.ray_store import RayStore
+from scrubjay.experiments.lm.elsewhere.ray_store import RayStore
 from scrubjay.memory.context import CacheShape, ContextPolicy, PolicyCache, make
 from scrubjay.memory.context.elsewhere import (
     ElsewherePolicy,
@@ -57,7 +57,7 @@ class ElsewhereBench:
     """Tokens in the cache before the measured ones."""
     stores: tuple[int, ...] = (1, 2)
     """Numbers of store processes."""
-    ray: int = 2
+    ray: int = 0
     """Number of stores in actors of Ray on this machine; 0 to omit Ray."""
     block: int = 256
     """Number of tokens that move together."""
@@ -75,6 +75,8 @@ class ElsewhereBench:
 class Turn:
     """Cost of one turn, per token."""
 
+    num_stores: int
+    """Number of stores of the cache."""
     seconds: float
     """Wall-clock time."""
     cpu_seconds: float
@@ -92,8 +94,8 @@ def main(bench: ElsewhereBench) -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES[bench.size])).eval()
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(
-        f"{bench.size}, float32, blocks of {bench.block}, 1 thread per process; medians of {bench.rounds} turns "
-        f"of {bench.turn} tokens; torch {torch.__version__}, {os.cpu_count()} CPUs with a load of {load}\n"
+        f"{bench.size}, float32, blocks of {bench.block}, 1 thread per process; medians of {bench.rounds} "
+        f"turns of {bench.turn} tokens; torch {torch.__version__}, {os.cpu_count()} CPUs, load {load}\n"
     )
     print(
         "| tokens | cache | ms/token | relative to full | min to max | CPU ms/token: model | slowest store | "
@@ -181,6 +183,7 @@ def decode(model: LlamaForCausalLM, cache: PolicyCache, ids: Int[Tensor, "1 toke
     after = [(read_cpu_seconds(store), store.bytes_sent + store.bytes_received) for store in processes]
     differences = [(end[0] - start[0], end[1] - start[1]) for start, end in zip(before, after, strict=True)]
     return Turn(
+        len(stores),
         seconds / count,
         cpu_seconds / count,
         max((used for used, _ in differences), default=0.0) / count,
@@ -203,14 +206,19 @@ def format_row(tokens: int, name: str, turns: list[Turn], full: list[Turn], shap
     model, store = (1000 * median(part) for part in list_cpu(turns))
     both = [sum(cpu) for cpu in zip(*list_cpu(turns), strict=True)]
     shares = [own / base.cpu_seconds for own, base in zip(both, full, strict=True)]
-    count = 0 if name == FULL else int(name.split()[0])
-    sent = f"{median(turn.sent_bytes for turn in turns):,.0f}" if store else ""
-    return (
-        f"| {tokens:,} | {name} | {1000 * median(turn.seconds for turn in turns):.1f} | {median(ratios):.2f} | "
-        f"{min(ratios):.2f} to {max(ratios):.2f} | {model:.1f} | {f'{store:.1f}' if store else ''} | "
-        f"{f'{median(shares):.2f}' if store or name == FULL else ''} | {sent} | "
-        f"{f'{count_traffic(shape, count):,}' if count else ''} |"
-    )
+    cells = [
+        f"{tokens:,}",
+        name,
+        f"{1000 * median(turn.seconds for turn in turns):.1f}",
+        f"{median(ratios):.2f}",
+        f"{min(ratios):.2f} to {max(ratios):.2f}",
+        f"{model:.1f}",
+        f"{store:.1f}" if store else "",
+        f"{median(shares):.2f}" if store or name == FULL else "",
+        f"{median(turn.sent_bytes for turn in turns):,.0f}" if store else "",
+        f"{count_traffic(shape, turns[0].num_stores):,}" if turns[0].num_stores else "",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def list_cpu(turns: list[Turn]) -> tuple[list[float], list[float]]:
@@ -226,8 +234,8 @@ def print_model(
         link = measure_link(bench, shape, count)
         print(
             f"\n{name_stores(count)}: round trip {1e6 * link.round_trip:.0f} us, messages "
-            f"{link.bandwidth / 1e9:.2f} GB/s, the model reads {link.model_bandwidth / 1e9:.1f} GB/s, a store "
-            f"{link.store_bandwidth / 1e9:.1f} GB/s\n"
+            f"{link.bandwidth / 1e9:.2f} GB/s, the model reads {link.model_bandwidth / 1e9:.1f} GB/s, "
+            f"a store {link.store_bandwidth / 1e9:.1f} GB/s\n"
         )
         print("| tokens | ms/token more than full: predicted | measured, CPU | measured, wall clock |")
         print("|---|---|---|---|")
@@ -235,10 +243,9 @@ def print_model(
         for tokens in bench.contexts:
             here, there = estimate_seconds(shape, count, link, tokens)
             own, full = turns[tokens, name_stores(count)], turns[tokens, FULL]
-            cpu = median(
-                a.cpu_seconds + a.store_seconds - b.cpu_seconds for a, b in zip(own, full, strict=True)
-            )
-            wall = median(a.seconds - b.seconds for a, b in zip(own, full, strict=True))
+            pairs = list(zip(own, full, strict=True))
+            cpu = median(a.cpu_seconds + a.store_seconds - b.cpu_seconds for a, b in pairs)
+            wall = median(a.seconds - b.seconds for a, b in pairs)
             measured.append((tokens, cpu))
             print(f"| {tokens:,} | {1000 * (there - here):.1f} | {1000 * cpu:.1f} | {1000 * wall:.1f} |")
         predicted = count_break_even_tokens(shape, count, link)
@@ -254,7 +261,10 @@ def format_tokens(tokens: float) -> str:
 
 
 def fit_break_even(differences: list[tuple[int, float]]) -> float:
-    """Return the length at which a line through (tokens, seconds more than full) is 0; infinity if it rises."""
+    """Return the length at which a line through (tokens, seconds more than full) is 0.
+
+    The result is infinity if the line does not fall.
+    """
     if len(differences) < 2:
         return math.inf
     slope, start = linear_regression(*zip(*differences, strict=True))

@@ -7,9 +7,9 @@
     stores = tuple(RayStore(num_cpus=1) for _ in range(2))
     cache = PolicyCache(ElsewherePolicy(stores), model)
 
-Keys and values pass through Ray's object store, from the node of the model to that of the actor. Ray sends the
-queries and outputs of one token with the call, and larger ones also through the object store. `ray.init` must
-have been called.
+Keys and values pass through Ray's object store, from the node of the model to that of the actor. Ray sends
+the queries and outputs of one token with the call, and larger ones also through the object store. `ray.init`
+must have been called.
 """
 
 from __future__ import annotations
@@ -123,6 +123,6 @@ def _get(reply: Any) -> Any:
         return ray.get(reply)
     except RayActorError as error:
         raise RuntimeError(
-            "the actor of a store has ended, and its keys and values are lost; begin with a new store and a new "
-            f"cache: {error}"
+            "the actor of a store has ended, and its keys and values are lost; begin with a new store and a "
+            f"new cache: {error}"
         ) from error

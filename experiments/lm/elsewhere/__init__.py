@@ -1,0 +1,1 @@
+"""Attention elsewhere on a cluster of Ray, and a measurement of its speed."""
