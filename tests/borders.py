@@ -135,7 +135,8 @@ CODE = (
     Border(
         "ray ray.get ray.put ray.init ray.remote ray.wait",
         "pickles pass between processes of one cluster, which a token protects",
-        "agents/rllib/ experiments/bench/ray.py experiments/lm/elsewhere/ experiments/runs/",
+        "agents/rllib/ experiments/bench/elsewhere/ experiments/bench/ray.py experiments/ray_store.py "
+        "experiments/runs/",
     ),
     Border(
         "subprocess* asyncio.create_subprocess*",

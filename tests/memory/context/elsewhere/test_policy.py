@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.requires("transformers")
 IDS = torch.arange(60)[None] * 7 % 61 + 2
 
 
-def make_policy(num_stores=2, block=8, kind="table"):
+def make_policy(num_stores=2, block=8, kind="table") -> Any:
     from scrubjay.memory.context.elsewhere.policy import ElsewherePolicy
     from scrubjay.memory.context.elsewhere.stores import StoreProcess, TableStore
 
@@ -74,11 +75,11 @@ def test_caches_of_full_and_elsewhere_load_each_other(padding, tiny_llama, tmp_p
 
     policies = {"full": context.make("full"), "elsewhere": make_policy(), "other": make_policy(3, 5)}
     expected = None
-    for saved, loaded in [("full", "full"), ("full", "elsewhere"), ("elsewhere", "other"), ("other", "full")]:
-        cache = context.PolicyCache(policies[saved], model)
+    for first, second in [("full", "full"), ("full", "elsewhere"), ("elsewhere", "other"), ("other", "full")]:
+        cache = context.PolicyCache(policies[first], model)
         read(cache, 0, 41)
-        cache.save(tmp_path / saved)
-        other = context.PolicyCache.load(tmp_path / saved, policies[loaded], model)
+        cache.save(tmp_path / first)
+        other = context.PolicyCache.load(tmp_path / first, policies[second], model)
         logits = torch.cat([read(other, 41, 50), read(other, 50, 60)], dim=1)
         expected = logits if expected is None else expected
         torch.testing.assert_close(logits, expected, atol=1e-10, rtol=1e-10)
@@ -119,7 +120,7 @@ def test_a_long_prompt_is_read_in_pieces(tiny_llama, monkeypatch):
     torch.testing.assert_close(run(model, make_policy(), [60])[0], expected, atol=1e-5, rtol=1e-5)
 
 
-def memories(cache):
+def memories(cache) -> list[Any]:
     return [layer.memory for layer in cache.layers]
 
 
@@ -135,13 +136,13 @@ def test_two_processes_equal_the_full_cache_and_count_their_traffic(tiny_llama):
         torch.testing.assert_close(torch.cat([logits, *last], dim=1), expected, atol=1e-5, rtol=1e-5)
         # Two tokens, two layers, four heads of width 8, numbers of four bytes; no block was full.
         query, reply = 2 * 2 * 4 * 8 * 4, 2 * 2 * 4 * (8 + 1) * 4
-        for store, (sent, received) in zip(policy.stores, before, strict=True):
+        for store, start in zip(policy.stores, before, strict=True):
             headers = 2 * 2 * 400
-            assert query < store.bytes_sent - sent < query + headers
-            assert reply < store.bytes_received - received < reply + headers
+            assert query < store.bytes_sent - start[0] < query + headers
+            assert reply < store.bytes_received - start[1] < reply + headers
         tokens = 56 * 2 * 2 * 8 * 2 * 4  # of 60 tokens seven blocks of eight
-        stored = sum(memory.nbytes("elsewhere") for memory in memories(cache))
-        assert stored >= tokens
+        table_bytes = sum(memory.nbytes("elsewhere") for memory in memories(cache))
+        assert table_bytes >= tokens
         name = memories(cache)[0]._name
         del cache
         gc.collect()
@@ -183,7 +184,7 @@ def test_wrong_sizes_are_refused():
         make_policy(1, 0)
     store = make_policy(1).stores[0]
     with pytest.raises(TypeError, match=r"stores=\[.*: pass a tuple of stores"):
-        ElsewherePolicy([store])
+        ElsewherePolicy([store])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="a store is named twice"):
         ElsewherePolicy((store, store))
     with pytest.raises(ValueError, match="unknown policy 'elsewhere'"):

@@ -77,12 +77,12 @@ def test_replies_find_their_requests_in_any_order(store):
 
 def test_a_reply_that_nobody_awaits_is_dropped(store):
     store.append(1, make_columns(5))
-    forgotten = store.begin_attention(1, torch.randn(1, 4, 1, 4), SCORING)
+    wait = store.begin_attention(1, torch.randn(1, 4, 1, 4), SCORING)
     for _ in range(100):
         store.nbytes(1)
     assert len(store._replies) <= 1
     with pytest.raises(RuntimeError, match="was not awaited in time"):
-        forgotten()
+        wait()
 
 
 def test_threads_share_a_process(store):

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from scrubjay.experiments.bench.decoding import SIZES
-from scrubjay.experiments.lm.elsewhere import speed
-from scrubjay.experiments.lm.elsewhere.speed import ElsewhereBench, fit_break_even, format_tokens
+from scrubjay.experiments.bench.elsewhere import speed
+from scrubjay.experiments.bench.elsewhere.speed import ElsewhereBench, fit_break_even, format_tokens
 from scrubjay.memory.context import CacheShape
 from scrubjay.memory.context.elsewhere import Link, count_traffic
 
@@ -64,11 +64,11 @@ def test_the_model_of_time_is_printed_beside_the_measurement(model, monkeypatch,
         (n, name): [turn] for n in bench.contexts for name, turn in (("full", here), ("2 processes", there))
     }
     speed.print_model(bench, SHAPE, turns)
-    printed = capsys.readouterr().out
-    predicted = 2 * 1 + count_traffic(SHAPE, 2) / 1e6 - 1000 * SHAPE.token_bytes / 2 / 1e6
-    assert f"| 1,000 | {predicted:.1f} | 100.0 | 100.0 |" in printed
-    assert "It pays from 3," in printed
-    assert "from no length on by a line" in printed
+    output = capsys.readouterr().out
+    more = 2 * 1 + count_traffic(SHAPE, 2) / 1e6 - 1000 * SHAPE.token_bytes / 2 / 1e6
+    assert f"| 1,000 | {more:.1f} | 100.0 | 100.0 |" in output
+    assert "It pays from 3," in output
+    assert "from no length on by a line" in output
 
 
 def test_constants_are_positive(model):

@@ -59,7 +59,8 @@ class RayStore:
     """
 
     def __init__(self, **options: Any) -> None:
-        actor: Any = ray.remote(**({"num_cpus": 1} | options))(_Actor)
+        settings: Any = {"num_cpus": 1} | options
+        actor: Any = ray.remote(**settings)(_Actor)
         self._actor = actor.remote()
         self._forgotten_names: list[int] = []
 

@@ -1,6 +1,6 @@
 """Time and traffic per generated token if keys and values lie in other processes, against the full cache.
 
-    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.lm.elsewhere.speed
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.elsewhere.speed
 
 A Llama model with the shapes of SmolLM2-135M and random weights decodes in float32 after random keys and
 values; to read prompts of 32,768 tokens would take long, and the content changes no time. Each process has
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import linear_regression, median
+from typing import Any
 
 import ray
 import torch
@@ -33,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from scrubjay.experiments.bench import measure_seconds, take_turns, time_in_turns
 from scrubjay.experiments.bench.decoding import SIZES
-from scrubjay.experiments.lm.elsewhere.ray_store import RayStore
+from scrubjay.experiments.ray_store import RayStore
 from scrubjay.memory.context import CacheShape, ContextPolicy, PolicyCache, make
 from scrubjay.memory.context.elsewhere import (
     ElsewherePolicy,
@@ -126,8 +127,7 @@ def open_caches(
             stores = tuple(stack.enter_context(StoreProcess()) for _ in range(count))
             policies[name_stores(count)] = ElsewherePolicy(stores, bench.block)
         if bench.ray:
-            options = {"include_dashboard": False, "log_to_driver": False, "ignore_reinit_error": True}
-            ray.init(num_cpus=bench.ray, **options)
+            ray.init(num_cpus=bench.ray, include_dashboard=False, log_to_driver=False)
             stack.callback(ray.shutdown)
             actors = tuple(RayStore(num_cpus=1) for _ in range(bench.ray))
             policies[f"{bench.ray} stores of Ray"] = ElsewherePolicy(actors, bench.block)
@@ -147,7 +147,7 @@ def name_stores(count: int) -> str:
 @torch.no_grad()
 def fill(cache: PolicyCache, model: LlamaForCausalLM, tokens: int) -> None:
     """Put random keys and values into an empty cache."""
-    config = model.config
+    config: Any = model.config
     heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
     for layer in cache.attention_layers:
         keys, values = torch.randn(2, 1, heads, tokens, width, dtype=model.dtype)
@@ -239,19 +239,19 @@ def print_model(
         )
         print("| tokens | ms/token more than full: predicted | measured, CPU | measured, wall clock |")
         print("|---|---|---|---|")
-        measured: list[tuple[int, float]] = []
+        differences: list[tuple[int, float]] = []
         for tokens in bench.contexts:
             here, there = estimate_seconds(shape, count, link, tokens)
             own, full = turns[tokens, name_stores(count)], turns[tokens, FULL]
             pairs = list(zip(own, full, strict=True))
             cpu = median(a.cpu_seconds + a.store_seconds - b.cpu_seconds for a, b in pairs)
             wall = median(a.seconds - b.seconds for a, b in pairs)
-            measured.append((tokens, cpu))
+            differences.append((tokens, cpu))
             print(f"| {tokens:,} | {1000 * (there - here):.1f} | {1000 * cpu:.1f} | {1000 * wall:.1f} |")
-        predicted = count_break_even_tokens(shape, count, link)
+        break_even = count_break_even_tokens(shape, count, link)
         print(
-            f"\nIt pays from {format_tokens(predicted)} on by the model, and from "
-            f"{format_tokens(fit_break_even(measured))} on by a line through the measured CPU times."
+            f"\nIt pays from {format_tokens(break_even)} on by the model, and from "
+            f"{format_tokens(fit_break_even(differences))} on by a line through the measured CPU times."
         )
 
 
@@ -276,6 +276,7 @@ def measure_link(bench: ElsewhereBench, shape: CacheShape, num_stores: int) -> L
     """Measure the constants of the model in CPU time: that of this process, and of its slowest store."""
     sizes = (2, shape.layers, 1, shape.key_heads, max(bench.contexts) // 4, shape.key_width)
     keys, values = torch.randn(sizes)  # of all layers, so that they do not stay in the processor's cache
+    mask = torch.ones(1, keys.shape[4], dtype=torch.bool)
     query, scoring = torch.randn(1, shape.heads, 1, shape.key_width), Scoring(shape.key_width**-0.5)
 
     def read(attend: Callable[..., object]) -> None:
@@ -293,7 +294,8 @@ def measure_link(bench: ElsewhereBench, shape: CacheShape, num_stores: int) -> L
                 wait()
 
         def send() -> None:
-            stores[0].append(1, (keys[0], values[0], torch.ones(keys[0].shape[0::2], dtype=torch.bool)))
+            stores[0].append(1, (keys[0], values[0], mask))
+            stores[0].forget(1)
 
         for store in stores:
             store.append(0, (keys[0, :, :, :1], values[0, :, :, :1], torch.ones(1, 1, dtype=torch.bool)))

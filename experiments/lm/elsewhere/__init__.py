@@ -1,1 +1,0 @@
-"""Attention elsewhere on a cluster of Ray, and a measurement of its speed."""
