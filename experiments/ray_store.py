@@ -79,7 +79,13 @@ class RayStore:
     def begin_attention(
         self, name: int, query: Float[Tensor, "batch heads length width"], scoring: Scoring
     ) -> Callable[[], Part]:
-        """Send the queries; return the function that waits for the part of the attention."""
+        """Send the queries; return the function that waits for the part of the attention.
+
+        Args:
+            name: Table.
+            query: Queries of the new tokens.
+            scoring: The model's scale and soft cap.
+        """
         check_no_gradient(query)
         reply = self._actor.attend.remote(name, query.detach().cpu(), scoring.scale, scoring.cap)
 
@@ -90,7 +96,13 @@ class RayStore:
         return wait
 
     def read(self, name: int, first: int, last: int) -> Columns:
-        """Return the tokens from `first` to `last - 1` of a table."""
+        """Return the tokens from `first` to `last - 1` of a table.
+
+        Args:
+            name: Table.
+            first: Index of the first token.
+            last: Index after the last token.
+        """
         return self._call("read", name, first, last)
 
     def truncate(self, name: int, columns: int) -> None:

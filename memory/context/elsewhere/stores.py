@@ -154,7 +154,13 @@ class StoreProcess:
     def begin_attention(
         self, name: int, query: Float[Tensor, "batch heads length width"], scoring: Scoring
     ) -> Callable[[], Part]:
-        """Send the queries; return the function that waits for the part of the attention."""
+        """Send the queries; return the function that waits for the part of the attention.
+
+        Args:
+            name: Table.
+            query: Queries of the new tokens.
+            scoring: The model's scale and soft cap.
+        """
         check_no_gradient(query)
         cap = float("nan") if scoring.cap is None else scoring.cap
         numbers = torch.tensor([scoring.scale, cap], dtype=torch.float64)
@@ -167,7 +173,13 @@ class StoreProcess:
         return wait
 
     def read(self, name: int, first: int, last: int) -> Columns:
-        """Return the tokens from `first` to `last - 1` of a table."""
+        """Return the tokens from `first` to `last - 1` of a table.
+
+        Args:
+            name: Table.
+            first: Index of the first token.
+            last: Index after the last token.
+        """
         reply = self._call("read", name, numbers=torch.tensor([first, last]))
         return reply["keys"], reply["values"], reply["valid"]
 

@@ -40,6 +40,12 @@ def estimate_seconds(shape: CacheShape, num_stores: int, link: Link, tokens: int
 
     The model's device reads all keys and values for each token, and so do the stores together. The layers
     wait for each other, so each layer costs a round trip.
+
+    Args:
+        shape: Sizes of the cache.
+        num_stores: Number of stores.
+        link: Speed of the machines and of their connection.
+        tokens: Tokens of the text.
     """
     here = tokens * shape.token_bytes / link.model_bandwidth
     reading = tokens * shape.token_bytes / (num_stores * link.store_bandwidth)
@@ -50,7 +56,12 @@ def estimate_seconds(shape: CacheShape, num_stores: int, link: Link, tokens: int
 def count_break_even_tokens(shape: CacheShape, num_stores: int, link: Link) -> float:
     """Return the length of a text from which attention in the stores is faster; infinity if it never is.
 
-    This is the length at which the two times of the model in `estimate_seconds` are equal.
+    This is the length at which the two times of `estimate_seconds` are equal.
+
+    Args:
+        shape: Sizes of the cache.
+        num_stores: Number of stores.
+        link: Speed of the machines and of their connection.
     """
     _, cost = estimate_seconds(shape, num_stores, link, 0)
     saving = shape.token_bytes * (1 / link.model_bandwidth - 1 / (num_stores * link.store_bandwidth))
