@@ -377,7 +377,7 @@ class ContextPolicy(ABC):
     can_crop: ClassVar[bool] = False
     """True if a cache can be cropped to any shorter length."""
     split_invariant: ClassVar[bool] = True
-    """True if the split of a text into calls changes no result, as assisted decoding needs with `can_crop`."""
+    """True if the split of a text into calls changes no result; assisted decoding needs it and `can_crop`."""
     query_aware: ClassVar[bool] = False
     """True if the last tokens of a prompt decide which cached tokens the generated tokens read.
 
