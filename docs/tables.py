@@ -92,10 +92,16 @@ _TITLES = {"bench": "Benchmarks"}
 
 
 def _contents(folder: Path, pages: dict[Path, str]) -> str:
-    """Return a page that links the tables of a folder, described by the docstrings of their modules."""
+    """Return a page that links the tables of a folder, described by the docstrings of their modules.
+
+    A benchmark with a folder of its own is described by the docstring of its package.
+    """
     lines = []
     for path in pages:
-        docstring = ast.get_docstring(ast.parse(path.with_suffix(".py").read_text(encoding="utf-8"))) or ""
+        module = path.with_suffix(".py")
+        if not module.exists():
+            module = path.with_suffix("") / "__init__.py"
+        docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
         lines.append(
             f"- [{path.stem}]({path.name}): {docstring.partition(chr(10) * 2)[0].replace(chr(10), ' ')}"
         )

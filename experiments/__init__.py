@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from scrubjay.experiments.ray_store import RayStore as RayStore
     from scrubjay.experiments.recipes import RECIPES as RECIPES
     from scrubjay.experiments.recipes import with_memory as with_memory
     from scrubjay.experiments.run_table import Runs as Runs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "ray_store": ["RayStore"],
         "runs.evaluation": ["evaluate"],
         "recipes": ["RECIPES", "with_memory"],
         "run_table": ["Runs"],

@@ -135,13 +135,15 @@ CODE = (
     Border(
         "ray ray.get ray.put ray.init ray.remote ray.wait",
         "pickles pass between processes of one cluster, which a token protects",
-        "agents/rllib/ experiments/bench/ray.py experiments/runs/",
+        "agents/rllib/ experiments/bench/elsewhere/ experiments/bench/ray.py experiments/ray_store.py "
+        "experiments/runs/",
     ),
     Border(
         "subprocess* asyncio.create_subprocess*",
         "a list of arguments, no shell",
         "agents/tools/processes.py experiments/bench/ experiments/launch/parallel.py "
-        "experiments/measurements.py kernels/launch.py memory/context/foreign/trial.py",
+        "experiments/measurements.py kernels/launch.py memory/context/elsewhere/stores.py "
+        "memory/context/foreign/trial.py",
     ),
 )
 """Names that can run code."""

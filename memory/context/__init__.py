@@ -38,5 +38,6 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "policies.scored.base": ["ScoredPolicy"],
         "registry": ["list_policies", "make", "name_of", "register"],
     },
+    packages=("elsewhere",),
     extras={"transformers": "lm"},
 )

@@ -438,8 +438,8 @@ class PolicyCache(Cache):
     def save(self, path: str | PathLike[str]) -> None:
         """Write the cache to one safetensors file, with the policy's name and fields."""
         metadata = {
-            "policy": name_of(self.policy),
-            "fields": _to_fields(self.policy),
+            "policy": name_of(self.policy.file_policy),
+            "fields": _to_fields(self.policy.file_policy),
             "seen": self.get_seq_length(),
             "layers": len(self.layers),
             "shape": dataclasses.asdict(self.shape()) if self.get_seq_length() else None,
@@ -463,8 +463,8 @@ class PolicyCache(Cache):
         """
         cache = cls(policy, model)
         expected = {
-            "policy": name_of(cache.policy),
-            "fields": _to_fields(cache.policy),
+            "policy": name_of(cache.policy.file_policy),
+            "fields": _to_fields(cache.policy.file_policy),
             "layers": len(cache.layers),
         }
         content = read_cache_file(path, expected, len(cache.layers), model.device)

@@ -286,8 +286,7 @@ class LayerMemory(ABC):
         """Add the new tokens to the state, and evict those above the budget; arguments as for `attend`."""
 
     def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
-        """Return the retained attention values (V) after `count` tokens of each text; None before the first
-        token.
+        """Return the retained values (V) after `count` tokens of each text; None before the first token.
 
         By default, the method returns the values in the state and assumes that the last token has read all of
         them. A memory that reads only a part of its tokens, or offloads values, overrides this method.
@@ -385,13 +384,16 @@ class ContextPolicy(ABC):
     can_crop: ClassVar[bool] = False
     """True if a cache can be cropped to any shorter length."""
     split_invariant: ClassVar[bool] = True
-    """True if results do not depend on how a text is split into calls.
-
-    Assisted decoding needs this and `can_crop`."""
+    """True if the split of a text into calls changes no result; assisted decoding needs it and `can_crop`."""
     query_aware: ClassVar[bool] = False
     """True if the last tokens of a prompt decide which cached tokens the generated tokens read.
 
     The prompt should then be passed in one call, with the question at its end."""
+
+    @property
+    def file_policy(self) -> ContextPolicy:
+        """Policy whose name and fields a cache file has; by default `self`."""
+        return self
 
     def call_length(self, prompt: int, block: int) -> int:
         """Return the number of tokens to read per call: `prompt` if `query_aware`, else `block`."""

@@ -1,4 +1,4 @@
-"""Policies with different layers, those of the page about policies, and helpers of the policy tests."""
+"""Policies that have no name of their own, and helpers of the policy tests."""
 
 import ast
 import re
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from scrubjay.memory.context import CacheShape, ContextPolicy, LayerStats, make
+from scrubjay.memory.context.elsewhere.policy import ElsewherePolicy
+from scrubjay.memory.context.elsewhere.stores import TableStore
 from scrubjay.memory.context.layers.layer_types import get_layer_types
 from scrubjay.memory.context.policies.budget import split_budget
 from scrubjay.memory.context.policies.scored.cake import CAKEPolicy
@@ -68,6 +70,7 @@ def load_page() -> types.ModuleType:
 page = load_page()
 BY_LAYER = {
     "alternating": AlternatingPolicy,
+    "elsewhere": ElsewherePolicy,
     "spread": SpreadPolicy,
     "tail": page.TailPolicy,
     "widening": page.WideningPolicy,
@@ -89,6 +92,7 @@ SMALL = {
     "hip": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "cpu"},
     "longheads": {"budget": 24, "chunk_size": 4, "store": "model"},
     "quest": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "model"},
+    "elsewhere": {"stores": tuple(TableStore() for _ in range(3)), "block": 4},
     "full": {},
     "duo": {"num_sinks": 2, "recent": 6, "scores": SCORES},
     "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
