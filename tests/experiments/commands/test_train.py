@@ -95,7 +95,7 @@ TRAIN = {"--run-dir", "--config", "--quiet", "--engine", "--total-steps"}
         (("sweep", "tmaze"), {*ACTING, "--wrap", "--param", "--early-stopping", "--total-steps"}),
         (("launch", "team"), {*ACTING, "--method", "--address", "--detach", "--total-steps"}),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else " ".join(value),
 )
 def test_the_help_of_a_recipe_lists_all_options(words, flags, here):
     code, out, err = here(*words, "--help")
