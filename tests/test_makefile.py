@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SEPARATE = {"gpu", "revisions"}
-"""Benchmarks with a target of their own."""
+SEPARATE = {"elsewhere", "gpu", "revisions"}
+"""Benchmarks with a target or a command of their own."""
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
