@@ -19,6 +19,8 @@ class RandomActor:
     """Actor of one agent or a team in each environment that samples allowed actions of `space`."""
 
     def __init__(self, space: spaces.Space, seed: int) -> None:
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must not be negative")
         self._space = copy.deepcopy(space)
         # An environment with the same seed must not draw the numbers that choose the actions.
         self._space.seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] >> 1))

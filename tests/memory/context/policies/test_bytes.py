@@ -9,13 +9,17 @@ from families import make
 from torch import Tensor
 
 from scrubjay.memory import context
+from scrubjay.memory.context.elsewhere.stores import TableStore
 from scrubjay.memory.context.policies.rotary import Rotary
 
 pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]
 
 
 def walk(cache) -> dict[str, int]:
-    """Return the bytes of the storages that objects of the cache refer to, in memory and in files."""
+    """Return the bytes of the storages that objects of the cache refer to, in memory and in files.
+
+    A `TableStore` stands for another process.
+    """
     stack, done_ids, sizes = [cache], set(), {"memory": {}, "disk": {}}
     while stack:
         value = stack.pop()
@@ -29,7 +33,7 @@ def walk(cache) -> dict[str, int]:
             stack += value.values()
         elif isinstance(value, list | tuple | set):
             stack += value
-        elif not isinstance(value, Rotary) and type(value).__module__.startswith("scrubjay"):
+        elif not isinstance(value, Rotary | TableStore) and type(value).__module__.startswith("scrubjay"):
             stack += vars(value).values()
     return {place: sum(each.values()) for place, each in sizes.items()}
 
