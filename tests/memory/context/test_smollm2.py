@@ -21,8 +21,13 @@ TEXT = (
     "that he "
     "read a whole season in an hour, and then he read it again more slowly, one letter to an evening. "
 )
-SIZES = {"full": {}, "duo": {"num_sinks": 4, "recent": 44}}
-"""Fields of the policies without a budget."""
+SIZES = {
+    "full": {},
+    "duo": {"num_sinks": 4, "recent": 44},
+    "longheads": {"budget": 48, "chunk_size": 8},
+    "quest": {"budget": 48, "chunk_size": 8},
+}
+"""Fields of the policies without a budget, or with chunks that are longer."""
 
 
 @pytest.fixture(scope="module")
