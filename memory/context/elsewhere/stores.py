@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -37,6 +37,7 @@ _ENDED = (
 )
 
 
+@runtime_checkable
 class Store(Protocol):
     """Keys and values of many layers. `name` identifies one layer of one cache."""
 
