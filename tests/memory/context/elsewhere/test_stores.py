@@ -134,9 +134,11 @@ def test_an_exception_in_the_middle_of_a_message_ends_the_process(store, monkeyp
 
 
 PARENT = """
+import signal
 import sys
 import torch
 from scrubjay.memory.context.elsewhere import StoreProcess
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 stores = [StoreProcess(), StoreProcess()]
 print(*(store._process.pid for store in stores), stores[0].nbytes(1), flush=True)
 if sys.argv[1] == "raise":
