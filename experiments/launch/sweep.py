@@ -371,10 +371,10 @@ def _list_means(sweep: Sweep, scores: Sequence[tuple[dict[str, Any], float]]) ->
     trials that have this value.
     """
     swept_names = [name for name, values in sweep.params if len(values) > 1 and name != "seed"]
-    lines = []
+    lines, trials = [], sweep.trials()
     for names in ([swept_names] if len(swept_names) > 1 else []) + [[name] for name in swept_names]:
         groups: dict[tuple[str, ...], list[float]] = {}
-        for trial in sweep.trials():
+        for trial in trials:
             groups.setdefault(tuple(trial[name] for name in names), [])
         for trial, score in scores:
             groups[tuple(trial[name] for name in names)].append(score)
