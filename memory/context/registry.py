@@ -31,6 +31,7 @@ _CLASSES = {
     "snapkv": "scored.snapkv:SnapKVPolicy",
     "tova": "scored.tova:TOVAPolicy",
     "window": "sinks:WindowPolicy",
+    "zipvl": "scored.zipvl:ZipVLPolicy",
 }
 """Class of each policy in the folder `policies`. It is imported at the first use of its name."""
 

@@ -381,6 +381,8 @@ class ContextPolicy(ABC):
     """True if the policy computes with the model's rotary positions, although it moves no token."""
     drops: ClassVar[bool] = True
     """False if the policy keeps all tokens."""
+    exact_bytes: ClassVar[bool] = True
+    """False if the number of tokens depends on the text; `nbytes` then returns an upper bound."""
     can_crop: ClassVar[bool] = False
     """True if a cache can be cropped to any shorter length."""
     split_invariant: ClassVar[bool] = True
@@ -429,6 +431,7 @@ class ContextPolicy(ABC):
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of a cache of this shape on the model's device after `tokens` tokens per row.
 
+        A policy without `exact_bytes` returns an upper bound; `PolicyCache.nbytes` has the exact number.
         A policy with `split_invariant` returns the same number for both values of `at_once`.
 
         Args:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.kernels.select import best
@@ -159,3 +159,20 @@ def gather_columns(
     # Indexing rows of one long table is ten times as fast as `gather`.
     rows = table.reshape(-1, width).index_select(0, (columns + first).flatten())
     return rows.view(batch, groups, -1, width)
+
+
+def mark_best(
+    table: Float[Tensor, "*batch columns"], counts: Int[Tensor, "*batch"]
+) -> Bool[Tensor, "*batch columns"]:
+    """Return a mask of the `counts` highest scores of each row; among equal scores earlier ones win."""
+    order = best(table, int(counts.max()))
+    is_best = torch.arange(order.shape[-1], device=order.device) < counts[..., None]
+    return torch.zeros_like(table, dtype=torch.bool).scatter(-1, order, is_best)
+
+
+def move_to_end(
+    table: Float[Tensor, "batch heads columns width"], valid: Bool[Tensor, "batch columns"]
+) -> Float[Tensor, "batch heads columns width"]:
+    """Return a table whose valid columns stand at the end, in their order."""
+    order = valid.byte().argsort(dim=1, stable=True)[:, None].expand(-1, table.shape[1], -1)
+    return gather_columns(table, order)

@@ -139,7 +139,7 @@ SMALL = {
     "full": {},
     **{
         name: {"budget": 12, "window": 4}
-        for name in ("adakv", "cake", "expected_attention", "keydiff", "kvzip", "pyramidkv")
+        for name in ("adakv", "cake", "expected_attention", "keydiff", "kvzip", "pyramidkv", "zipvl")
     },
 }
 

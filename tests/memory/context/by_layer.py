@@ -104,6 +104,7 @@ SMALL = {
     "tail": {"budget": 8},
     "widening": {"budget": 8},
     "window": {"budget": 8},
+    "zipvl": {"budget": 12, "window": 4, "num_sinks": 2, "probes_last": 6, "probes_random": 5},
 }
 """Sizes of all policies of the tests at which much is evicted after 40 tokens."""
 

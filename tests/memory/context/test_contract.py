@@ -13,7 +13,7 @@ from scrubjay.memory import context
 from scrubjay.memory.context.policies.full import FullPolicy
 
 # Sizes at which nothing is evicted after 40 tokens.
-SCORED = ("adakv", "cake", "expected_attention", "keydiff", "kvzip", "pyramidkv", "tova")
+SCORED = ("adakv", "cake", "expected_attention", "keydiff", "kvzip", "pyramidkv", "tova", "zipvl")
 OTHERS = ("h2o", "recycled", "refreshkv", "sinks", "snapkv", "spread", "tail", "widening", "window")
 LARGE = {
     **{name: {"budget": 64} for name in (*SCORED, *OTHERS)},
@@ -24,6 +24,7 @@ LARGE = {
     "duo": {"num_sinks": 4, "recent": 60, "scores": SCORES},
     "full": {},
 }
+LARGE["zipvl"]["tau"] = 1.0
 # Policies whose memories cannot be cropped.
 CROP_NOTHING = {*SCORED, "h2o", "snapkv", "spread"} - {"keydiff"}
 POLICIES = [*context.list_policies(), *BY_LAYER]
@@ -77,6 +78,11 @@ def test_something_is_dropped_when_the_text_is_long(name, model, text):
     assert (logits - expected)[:, 39:].abs().max() > 1e-2
 
 
+def check_bytes(cache, most):
+    """Check that a cache has `most` bytes, or fewer if its policy states only a bound."""
+    assert cache.nbytes() == most or (not cache.policy.exact_bytes and cache.nbytes() < most)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_bytes_are_as_stated(name, model, text):
     policy = small(name)
@@ -84,11 +90,11 @@ def test_bytes_are_as_stated(name, model, text):
     assert cache.nbytes() == 0
     for count in range(1, 41):
         read(model, cache, text[:, count - 1 : count])
-        assert cache.nbytes() == policy.nbytes(count, cache.shape(), at_once=False)
+        check_bytes(cache, policy.nbytes(count, cache.shape(), at_once=False))
     for count in (2, 7, 8, 9, 12, 13, 40):
         cache.reset()
         read(model, cache, text[:, :count])
-        assert cache.nbytes() == policy.nbytes(count, cache.shape())
+        check_bytes(cache, policy.nbytes(count, cache.shape()))
 
 
 @pytest.mark.parametrize("name", POLICIES)

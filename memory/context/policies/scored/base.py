@@ -6,7 +6,8 @@ last `window` tokens are always kept.
 
 By default every head keeps equally many tokens. With `heads="adaptive"` the heads of a layer share one budget
 (AdaKV, Feng et al. 2024, arXiv 2407.11550): a head with concentrated scores keeps fewer tokens. The memory of
-evicted tokens is freed in both cases. A text that is read in several calls is compressed after each call, so
+evicted tokens is freed in both cases. With `exact_bytes = False`, a score of minus infinity evicts a token of
+a prompt also within the budget. A text that is read in several calls is compressed after each call, so
 its tokens may differ from those of one call.
 """
 
@@ -22,7 +23,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.kernels.select import best
 from scrubjay.memory.context.policies.base import (
     CacheShape,
     LayerMemory,
@@ -33,7 +33,7 @@ from scrubjay.memory.context.policies.base import (
     check_minimums,
 )
 from scrubjay.memory.context.policies.budget import BudgetPolicy
-from scrubjay.memory.context.policies.buffers import compact, gather_columns
+from scrubjay.memory.context.policies.buffers import compact, mark_best, move_to_end
 from scrubjay.memory.context.policies.dense import Scoring
 from scrubjay.memory.context.policies.flat_table import RaggedTokens, attend_ragged
 from scrubjay.memory.context.policies.rotary import Rotary
@@ -70,6 +70,10 @@ class ScoredPolicy(BudgetPolicy):
     """False if `score` receives queries without their rotary positions, with interleaved pairs.
 
     The class then needs `reads_rotary = True`."""
+    exact_bytes: ClassVar[bool] = True
+    """False if a score of minus infinity evicts a token, also within the budget.
+
+    Every prompt is then scored. The budget is an upper bound, and so is the result of `nbytes`."""
 
     def __post_init__(self) -> None:
         check_minimums(self, window=1, num_sinks=0)
@@ -133,9 +137,15 @@ class ScoredPolicy(BudgetPolicy):
         return ScoredMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of the keys and values, of the lengths of the heads, and of the last queries."""
+        """Return the bytes of the keys and values, of the lengths of the heads, and of the last queries.
+
+        Without `exact_bytes` this is an upper bound.
+        """
         columns = min(tokens, self.num_tokens)
-        if not at_once and tokens >= self.num_tokens:
+        if not at_once and not self.exact_bytes:
+            # A head may evict more than the budget demands, and so exceed the budget at any time.
+            columns = min(tokens, self.num_tokens + self.window - 1)
+        elif not at_once and tokens >= self.num_tokens:
             columns += (tokens - self.num_tokens) % self.window
         rows = shape.layers * shape.batch
         queries = 0 if self.queries == "none" else min(tokens, self.window) * shape.heads * shape.key_width
@@ -218,7 +228,9 @@ class ScoredMemory(LayerMemory):
         prompts = [step.length > 1] * len(tokens.totals)
         if step.padded:
             prompts = step.compute_once("prompts", lambda: (step.after - step.before > 1).tolist())
-        if not is_deferred and not any(self._find_full(tokens.totals, prompts, tokens.lengths.shape[1])):
+        full = self._find_full(tokens.totals, prompts, tokens.lengths.shape[1])
+        is_scored = is_deferred or (not self.policy.exact_bytes and any(prompts))
+        if not is_scored and not any(full):
             return
         with torch.no_grad():
             scores, preference = self._score(tokens, query, step, scoring)
@@ -230,12 +242,12 @@ class ScoredMemory(LayerMemory):
     def _find_full(self, totals: list[int], prompts: list[bool], groups: int) -> list[bool]:
         """Return for each batch row whether tokens must be evicted.
 
-        After a prompt, these rows exceed the budget. In generation, they exceed it by `window` tokens.
+        After a prompt, these rows exceed the budget. In generation, they exceed it by more than `window - 1`
+        tokens.
         """
-        limit = self.budget * groups
+        limit, more = self.budget * groups, (self.policy.window - 1) * groups
         return [
-            total > limit and (prompt or total >= limit + self.policy.window * groups)
-            for total, prompt in zip(totals, prompts, strict=True)
+            total > (limit if prompt else limit + more) for total, prompt in zip(totals, prompts, strict=True)
         ]
 
     def measure(self) -> LayerStats:
@@ -257,9 +269,13 @@ class ScoredMemory(LayerMemory):
         full = self._find_full(self._pending.totals, self._pending.prompts, groups)
         pairs = zip(tokens.totals, full, strict=True)
         most = [min(total, budget * groups) if is_full else total for total, is_full in pairs]
-        if most == tokens.totals:
+        if most == tokens.totals and self.policy.exact_bytes:
             return
         stays = self._choose(tokens, self._pending.scores, torch.tensor(most, device=tokens.keys.device))
+        if not self.policy.exact_bytes:
+            scored = [one or other for one, other in zip(full, self._pending.prompts, strict=True)]
+            rows = torch.tensor(scored, device=tokens.keys.device)[:, None, None].expand_as(tokens.valid)
+            stays &= ~rows[tokens.valid] | (self._pending.scores > float("-inf"))
         self.store(tokens.select(stays))
         self._pending = self._pending._replace(scores=self._pending.scores[stays])
 
@@ -277,12 +293,14 @@ class ScoredMemory(LayerMemory):
         batch, groups, longest = valid.shape
         table = tokens.pad(scores).masked_fill(~valid, float("-inf"))
         if self.policy.heads == "equal":
-            counts = (totals // groups)[:, None].expand(batch, groups)
-            return _mark_best(table, counts)[valid]
+            # Heads may differ in length. A row that keeps all its tokens then needs no equal share.
+            is_whole = totals >= lengths.sum(dim=1)
+            counts = torch.where(is_whole, longest, totals // groups)[:, None].expand(batch, groups)
+            return mark_best(table, counts)[valid]
         counts = (self.budget * self.policy.safeguard * torch.ones_like(lengths)).long().minimum(lengths)
-        safe = _mark_best(table, counts)
+        safe = mark_best(table, counts) & (table > float("-inf"))
         table = table.masked_fill(safe, float("inf")).flatten(1)
-        return _mark_best(table, totals).view(batch, groups, longest)[valid]
+        return mark_best(table, totals).view(batch, groups, longest)[valid]
 
     def _score(
         self, tokens: RaggedTokens, query: Tensor, step: Step, scoring: Scoring
@@ -379,7 +397,7 @@ class ScoredMemory(LayerMemory):
         if self.policy.queries == "call" and step.length > 1:
             if not step.padded:
                 return query.detach(), None
-            return _move_to_end(query.detach(), step.time >= 0), (step.time >= 0).sum(dim=1)
+            return move_to_end(query.detach(), step.time >= 0), (step.time >= 0).sum(dim=1)
         queries = self.state["queries"].detach()
         return queries, step.after.clamp(max=queries.shape[2]) if step.padded else None
 
@@ -391,7 +409,7 @@ class ScoredMemory(LayerMemory):
             count = query.shape[2] - step.length
             column = torch.arange(count, device=query.device)
             own = column >= count - step.before.clamp(max=window)[:, None]
-            query = _move_to_end(query, torch.cat([own, step.time >= 0], dim=1))
+            query = move_to_end(query, torch.cat([own, step.time >= 0], dim=1))
         self.state["queries"] = compact(query[:, :, -window:])
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -468,20 +486,3 @@ def protect(
     scores = scores.clone()
     scores[..., :num_sinks] = scores[..., max(scores.shape[-1] - window, 0) :] = float("inf")
     return scores
-
-
-def _mark_best(
-    table: Float[Tensor, "*batch columns"], counts: Int[Tensor, "*batch"]
-) -> Bool[Tensor, "*batch columns"]:
-    """Return a mask of the `counts` highest scores of each row; among equal scores earlier ones win."""
-    order = best(table, int(counts.max()))
-    is_best = torch.arange(order.shape[-1], device=order.device) < counts[..., None]
-    return torch.zeros_like(table, dtype=torch.bool).scatter(-1, order, is_best)
-
-
-def _move_to_end(
-    table: Float[Tensor, "batch heads columns width"], valid: Bool[Tensor, "batch columns"]
-) -> Float[Tensor, "batch heads columns width"]:
-    """Return a table whose valid columns stand at the end, in their order."""
-    order = valid.byte().argsort(dim=1, stable=True)[:, None].expand(-1, table.shape[1], -1)
-    return gather_columns(table, order)

@@ -67,8 +67,9 @@ def test_bytes_are_those_of_all_tensors(name, fields, dtype, tiny_llama, text):
             for end in [*cuts, 40]:
                 read(model, cache, text[:, cache.get_seq_length() : end])
                 check(cache)
-            if not track_tokens:
-                assert cache.nbytes() == policy.nbytes(40, cache.shape(), at_once=not cuts) or cuts
+            if not track_tokens and not cuts:
+                most = policy.nbytes(40, cache.shape())
+                assert cache.nbytes() == most or (not policy.exact_bytes and cache.nbytes() < most)
             check(copy.deepcopy(cache))
             cache.reorder_cache(torch.tensor([1, 1, 0]))
             check(cache)

@@ -182,6 +182,54 @@ def test_a_policy_of_ones_own_needs_only_a_score(tiny_llama, text):
     assert tokens.count_retained(torch.tensor([40, 40])).tolist() == [12, 12]
 
 
+@dataclass(frozen=True)
+class SignPolicy(ScoredPolicy):
+    """Evict all tokens whose keys have a negative first coordinate, and prefer later ones of the others."""
+
+    exact_bytes: ClassVar = False
+
+    def score(self, keys, values, queries):
+        places = torch.arange(keys.shape[2]).expand(keys.shape[:3]).float()
+        return places.masked_fill(keys[..., 0] < 0, float("-inf"))
+
+
+@pytest.mark.parametrize("cuts", [[], [25]], ids=["prompt", "prompts"])
+@pytest.mark.parametrize("heads", ["equal", "adaptive"])
+def test_minus_infinity_evicts_tokens_within_the_budget(heads, cuts, tiny_llama, text):
+    """Every head of every row keeps its own number of tokens, also after a second prompt."""
+    model, (ids, mask) = tiny_llama(), pad(text, 6)
+    policy = SignPolicy(budget=40, window=4, num_sinks=2, heads=heads)
+    full = context.PolicyCache(context.make("full"), model)
+    read(model, full, ids, mask=mask)
+    all_keys = full.attention_layers[0].memory.state["keys"]
+    cache = context.PolicyCache(policy, model)
+    read(model, cache, ids, cuts, mask)
+    expected = []
+    for row, head in itertools.product(range(2), range(2)):
+        padding = 6 * (row == 0)
+        keys, kept, before = all_keys[row, head, padding:], [], 0
+        for end in [cut - padding for cut in [*cuts, 40]]:
+            kept, before = [*kept, *range(before, end)], end
+            kept = [t for t in kept if keys[t, 0] >= 0 or t in kept[:2] or t in kept[-4:]]
+        expected.append(len(kept))
+    assert cache.attention_layers[0].memory.state["lengths"].flatten().tolist() == expected
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("heads", ["equal", "adaptive"])
+def test_heads_of_different_lengths_stay_within_the_budget(heads, tiny_llama, text):
+    model, (ids, mask) = tiny_llama(), pad(text, 6)
+    policy = SignPolicy(budget=12, window=4, num_sinks=2, heads=heads, safeguard=0.0)
+    cache = context.PolicyCache(policy, model)
+    for end in (25, *range(26, 41)):
+        with torch.no_grad():
+            model(ids[:, cache.get_seq_length() : end], cache=cache, attention_mask=mask[:, :end])
+        lengths = torch.stack([layer.memory.state["lengths"] for layer in cache.attention_layers])
+        assert (lengths.sum(dim=2) <= 2 * (12 if end == 25 else 12 + 3)).all()
+        assert cache.nbytes() <= policy.nbytes(end, cache.shape(), at_once=end == 25) + 16
+    assert len(lengths.unique()) > 1
+
+
 def test_scores_of_another_shape_are_refused(tiny_llama, text):
     class Wrong(AlternatePolicy):
         def score(self, keys, values, queries):
