@@ -54,7 +54,7 @@ MEMORY_CALLS = {
     "bench": "bench f.jsonl --arms bank files --out b",
 }
 MEASUREMENT_CALLS = {
-    name: f"{name} --help" for name in ("perplexity", "haystack", "speed", "agreement", "cost")
+    name: f"{name} --help" for name in ("perplexity", "haystack", "speed", "agreement", "questions", "cost")
 }
 PREDICTION = {
     "id": "q1",

@@ -25,6 +25,7 @@ from scrubjay.experiments.lm.options import (
     CostOptions,
     HaystackOptions,
     PerplexityOptions,
+    QuestionsOptions,
     SpeedOptions,
 )
 from scrubjay.experiments.progress import GracefulInterrupt, ProgressLines
@@ -34,6 +35,7 @@ MEASUREMENTS: dict[str, tuple[str, type[Any]]] = {
     "haystack": ("needle retrieval by length and depth, and RULER tasks", HaystackOptions),
     "speed": ("time per token after contexts of several lengths", SpeedOptions),
     "agreement": ("agreement of each policy with the full cache", AgreementOptions),
+    "questions": ("all policies on questions before, after and at the end of a text", QuestionsOptions),
     "cost": ("predicted time and memory of each policy, without a text", CostOptions),
 }
 """Description and options class by measurement; `run_NAME` in `scrubjay.experiments.lm.NAME` runs it."""

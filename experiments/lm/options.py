@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tyro.conf import Positional
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from scrubjay.memory import context
 
+ALL = "all"
+"""Stands for every policy."""
 FULL = "full"
 """Method that keeps all tokens."""
 INFINIRETRI = "infiniretri"
@@ -25,6 +27,8 @@ NEEDLE = "needle"
 """Task with one needle at a given depth."""
 RECOMPUTE = "recompute"
 """Method without a cache, which rereads the last tokens for each new token."""
+QuestionTime = Literal["known", "later", "streaming"]
+"""When a policy learns a question about a text."""
 
 
 def make_policy(name: str, budget: int | None) -> context.ContextPolicy:
@@ -35,8 +39,8 @@ def make_policy(name: str, budget: int | None) -> context.ContextPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureOptions:
-    """Options common to all measurements."""
+class TextOptions:
+    """Options common to all measurements that read a text."""
 
     text: Positional[tuple[Path, ...]]
     """A .txt file, or Debian's r-cran-janeaustenr .deb (apt-get download r-cran-janeaustenr); several
@@ -52,9 +56,6 @@ class MeasureOptions:
     """Data type of the model: float32 or bfloat16; some processors are several times as fast in bfloat16."""
     methods: tuple[str, ...] = ("full", "sinks", "window")
     """Names of context policies."""
-    budget: int = 256
-    """Number of keys that a policy retains per layer and head. If a policy retains all keys, the
-    budget is the number of keys that a token attends to. The method `full` ignores this option."""
     block: int = 512
     """Tokens per forward pass."""
     out: Path
@@ -97,12 +98,8 @@ class MeasureOptions:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
 
     def check_method(self, name: str) -> None:
-        """Raise ValueError if the policy is unknown or does not support this budget."""
-        self.policy(name)
-
-    def policy(self, name: str) -> context.ContextPolicy:
-        """Return the context policy with this name and the budget of these options."""
-        return make_policy(name, self.budget)
+        """Raise ValueError if the policy is unknown or does not support its budget."""
+        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """Return the options that must be equal for all results in one directory."""
@@ -145,6 +142,23 @@ class MeasureOptions:
         prepare_results_dir(self.out, self.settings())
         dtype = getattr(torch, self.dtype)
         return context.load_model(self.model, dtype, resolve_device(self.device), under_policy=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions(TextOptions):
+    """Options of measurements with one budget."""
+
+    budget: int = 256
+    """Number of keys that a policy retains per layer and head. If a policy retains all keys, the
+    budget is the number of keys that a token attends to. The method `full` ignores this option."""
+
+    def check_method(self, name: str) -> None:
+        """Raise ValueError if the policy is unknown or does not support this budget."""
+        self.policy(name)
+
+    def policy(self, name: str) -> context.ContextPolicy:
+        """Return the context policy with this name and the budget of these options."""
+        return make_policy(name, self.budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +322,67 @@ class SpeedOptions(MeasureOptions):
     def list_methods(self, length: int) -> list[str]:
         """Return the names of the methods that are measured after a context of `length` tokens."""
         return [RECOMPUTE, *(m for m in self.methods if m != "full" or length <= self.full_until)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionsOptions(TextOptions):
+    """Compare all policies on questions that come with a text, after it, or at the end of a stream.
+
+    Also reports perplexity, time per token, and the bytes of each cache. The same command resumes an
+    interrupted run.
+    """
+
+    methods: tuple[str, ...] = (ALL,)
+    """Names of context policies; `all` stands for every policy."""
+    shares: tuple[float, ...] = (0.5, 0.2, 0.1)
+    """Budgets, as shares of `length`. Policies without a budget are measured once."""
+    times: tuple[QuestionTime, ...] = ("known", "later", "streaming")
+    """When a policy learns the question. known: while the prompt is compressed. later: after the compressed
+    text. streaming: after a text that arrives in blocks, each of which is compressed."""
+    length: int = 4096
+    """Largest number of tokens of text, question and answer together."""
+    samples: int = 8
+    """Number of texts of each kind. Together they have seven questions."""
+    perplexity: tuple[int, ...] = (4096, 16384)
+    """Lengths of a streamed text whose perplexity is measured. Beyond the model's window only the policies
+    that move positions are measured."""
+    peers: tuple[Path, ...] = ()
+    """Files of answers by `experiments/quality/kvpress_answers.py`, to show beside the others."""
+    seed: int = 0
+    """Random seed of the texts."""
+    out: Path = Path("runs/questions")
+    """Output directory; the same command resumes an interrupted run."""
+
+    EXTENSIBLE = (*TextOptions.EXTENSIBLE, "shares", "times", "samples", "perplexity", "peers")
+
+    def check(self) -> None:
+        """Raise ValueError on invalid options, before anything is loaded."""
+        super().check()
+        self._check_filled("shares", "times")
+        self._check_least(1, "samples", "length")
+        for share in self.shares:
+            if not 0 < share <= 1:
+                raise ValueError(f"shares={self.shares}: each must be above 0 and at most 1")
+        for time in self.times:
+            if time not in get_args(QuestionTime):
+                raise ValueError(f"times={self.times}: choose from {', '.join(get_args(QuestionTime))}")
+        for path in self.peers:
+            if not path.is_file():
+                raise ValueError(f"there is no file {path}")
+
+    def check_method(self, name: str) -> None:
+        """Raise ValueError if the policy is unknown."""
+        from scrubjay.memory import context
+
+        if name != ALL:
+            context.make(name)
+
+    def list_methods(self) -> list[str]:
+        """Return the names of the policies, without duplicates."""
+        from scrubjay.memory import context
+
+        names = [context.list_policies() if name == ALL else [name] for name in self.methods]
+        return list(dict.fromkeys(itertools.chain(*names)))
 
 
 @dataclass(frozen=True, kw_only=True)

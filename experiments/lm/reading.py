@@ -92,27 +92,41 @@ class Answer:
 
 
 @torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    cache: context.PolicyCache,
+    logits: Float[Tensor, " vocabulary"],
+    example: Example,
+) -> list[int]:
+    """Generate an answer greedily after a prompt, and return its tokens.
+
+    Generation stops at the end-of-sequence token or after `example.new_tokens` tokens. It also stops once the
+    answer contains all references, because further text would not change the score. `logits` are those of the
+    first token of the answer.
+    """
+    tokens: list[int] = []
+    while len(tokens) < example.new_tokens:
+        token = int(logits.argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        tokens.append(token)
+        if string_match_all(tokenizer.decode(tokens), example.references) == 1:
+            break
+        (logits,) = read(model, cache, torch.tensor([token]), 1)
+    return tokens
+
+
+@torch.no_grad()
 def answer(
     model: PreTrainedModel, tokenizer: Any, policy: context.ContextPolicy, example: Example, block: int
 ) -> Answer:
-    """Read an example in blocks of tokens under a context policy, and generate the answer greedily.
-
-    Generation stops at the end-of-sequence token or after `example.new_tokens` tokens. It also stops once the
-    answer contains all references, because further text would not change the score.
-    """
+    """Read an example in blocks of tokens under a context policy, and `generate` the answer."""
     cache = context.PolicyCache(policy, model)
     tokens = tokenize(tokenizer, example.render(tokenizer))
-    generated_tokens: list[int] = []
     with stopwatch() as timer:
         *_, logits = read(model, cache, tokens, block)
-        while len(generated_tokens) < example.new_tokens:
-            token = int(logits.argmax())
-            if token == tokenizer.eos_token_id:
-                break
-            generated_tokens.append(token)
-            if string_match_all(tokenizer.decode(generated_tokens), example.references) == 1:
-                break
-            (logits,) = read(model, cache, torch.tensor([token]), 1)
+        generated_tokens = generate(model, tokenizer, cache, logits, example)
     text = tokenizer.decode(generated_tokens)
     return Answer(
         text,

@@ -17,7 +17,7 @@ NOUNS = {
 ALL = [[command] for command in COMMANDS if command not in ("memory", "longcontext")]
 ALL += [["memory", action] for action in ("add", "search", "show", "page", "forget", "import", "export")]
 ALL += [["memory", action] for action in ("decisions", "undo", "bench", "facts")]
-ALL += [["longcontext", measurement] for measurement in ("perplexity", "haystack", "speed", "agreement")]
+ALL += [["longcontext", name] for name in ("perplexity", "haystack", "speed", "agreement", "questions")]
 ALL += [
     ["train", recipe] for recipe in ("tmaze", "ppo", "ballet-probe", "mqar", "needle", "uav-small", "team")
 ]

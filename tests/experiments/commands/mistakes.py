@@ -245,6 +245,15 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         ),
         Form(
             (
+                "longcontext questions {text} --model {model} --methods sinks --shares 0.3 --length 700 "
+                "--samples 1 --perplexity 16"
+            ),
+            numbers="--block --seed --length --samples --shares --perplexity",
+            names="--methods --device --dtype --title --model --times",
+            paths="--out",
+        ),
+        Form(
+            (
                 "longcontext agreement {text} --model {model} --prompts 1 --length 32 --new-tokens 2 "
                 "--methods sinks --budget 16"
             ),

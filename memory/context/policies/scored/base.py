@@ -273,8 +273,8 @@ class ScoredMemory(LayerMemory):
             return
         stays = self._choose(tokens, self._pending.scores, torch.tensor(most, device=tokens.keys.device))
         if not self.policy.exact_bytes:
-            scored = [one or other for one, other in zip(full, self._pending.prompts, strict=True)]
-            rows = torch.tensor(scored, device=tokens.keys.device)[:, None, None].expand_as(tokens.valid)
+            has_scores = [one or other for one, other in zip(full, self._pending.prompts, strict=True)]
+            rows = torch.tensor(has_scores, device=tokens.keys.device)[:, None, None].expand_as(tokens.valid)
             stays &= ~rows[tokens.valid] | (self._pending.scores > float("-inf"))
         self.store(tokens.select(stays))
         self._pending = self._pending._replace(scores=self._pending.scores[stays])

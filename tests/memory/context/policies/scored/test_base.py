@@ -207,11 +207,11 @@ def test_minus_infinity_evicts_tokens_within_the_budget(heads, cuts, tiny_llama,
     expected = []
     for row, head in itertools.product(range(2), range(2)):
         padding = 6 * (row == 0)
-        keys, kept, before = all_keys[row, head, padding:], [], 0
+        keys, stays, before = all_keys[row, head, padding:], [], 0
         for end in [cut - padding for cut in [*cuts, 40]]:
-            kept, before = [*kept, *range(before, end)], end
-            kept = [t for t in kept if keys[t, 0] >= 0 or t in kept[:2] or t in kept[-4:]]
-        expected.append(len(kept))
+            stays, before = [*stays, *range(before, end)], end
+            stays = [t for t in stays if keys[t, 0] >= 0 or t in stays[:2] or t in stays[-4:]]
+        expected.append(len(stays))
     assert cache.attention_layers[0].memory.state["lengths"].flatten().tolist() == expected
     assert len(set(expected)) > 1
 
