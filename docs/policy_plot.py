@@ -20,6 +20,8 @@ _FIELDS = {
     "full": {},
     # Their chunks of 256 and 16 tokens do not fit the budget.
     **{name: {"budget": BUDGET, "chunk_size": 8} for name in ("longheads", "quest")},
+    # The first key head is full.
+    "task_kv": {"budget": BUDGET, "num_sinks": 4, "recent": 12, "window": 12},
     # The first key head streams; the second one keeps all tokens.
     "duo": {"num_sinks": 4, "recent": BUDGET - 4, "scores": ((0.0, 0.0, 1.0, 1.0),)},
 }

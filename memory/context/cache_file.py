@@ -35,6 +35,7 @@ _DIMENSIONS: Mapping[str, str] = {
     "flat_keys": "flat key_width",
     "flat_values": "flat value_width",
     "lengths": "batch key_heads",
+    "limits": "batch key_heads",
     "scores": "flat",
     "ids": "batch unscored",
     "copied_keys": "batch key_heads copies key_width",
@@ -57,7 +58,7 @@ _COPIES = frozenset(("copied_keys", "copied_values"))
 """Names of tensors of which a state has both or none."""
 _KINDS: Mapping[str, torch.dtype | None] = {
     **dict.fromkeys(("valid", "copied_valid"), torch.bool),
-    **dict.fromkeys(("time", "width", "since", "lengths", "stream_lengths", "ids"), torch.int64),
+    **dict.fromkeys(("time", "width", "since", "lengths", "limits", "stream_lengths", "ids"), torch.int64),
     **dict.fromkeys(("sums", "scores"), torch.float32),
 }
 """Types of the tensors that do not have the type of the model's weights."""

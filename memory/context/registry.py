@@ -29,6 +29,7 @@ _CLASSES = {
     "refreshkv": "recycled:RefreshKVPolicy",
     "sinks": "sinks:SinksPolicy",
     "snapkv": "scored.snapkv:SnapKVPolicy",
+    "task_kv": "scored.task_kv:TaskKVPolicy",
     "tova": "scored.tova:TOVAPolicy",
     "window": "sinks:WindowPolicy",
     "zipvl": "scored.zipvl:ZipVLPolicy",

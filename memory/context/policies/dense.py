@@ -5,7 +5,7 @@ Causal attention never builds the full query-by-key mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,6 +32,12 @@ class Scoring:
     def is_plain(self) -> bool:
         """True if torch's fused attention supports this scoring."""
         return self.cap is None and self.sinks is None
+
+    def split(self, groups: int) -> list[Scoring]:
+        """Return the scoring of each of `groups` key heads, with the learned sinks of its query heads."""
+        if self.sinks is None:
+            return [self] * groups
+        return [replace(self, sinks=sinks) for sinks in self.sinks.view(groups, -1)]
 
     def compute_scores(
         self, products: Float[Tensor, "*batch rows columns"]

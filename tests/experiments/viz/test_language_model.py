@@ -136,6 +136,7 @@ SMALL = {
     "recycled": {"budget": 12, "stride": 4},
     "refreshkv": {"budget": 12, "stride": 4},
     "snapkv": {"budget": 12, "window": 4},
+    "task_kv": {"budget": 16, "window": 4, "num_sinks": 2, "recent": 5},
     "full": {},
     **{
         name: {"budget": 12, "window": 4}

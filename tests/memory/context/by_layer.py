@@ -87,6 +87,7 @@ SMALL = {
     "keydiff": {"budget": 12, "window": 4, "num_sinks": 2},
     "kvzip": {"budget": 12, "window": 4, "num_sinks": 2, "chunk": 16, "instruction": (3, 4)},
     "pyramidkv": {"budget": 12, "window": 4, "num_sinks": 2},
+    "task_kv": {"budget": 24, "window": 4, "num_sinks": 2, "recent": 5, "kernel": 3},
     "tova": {"budget": 12},
     "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "disk"},
     "hip": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "cpu"},

@@ -13,7 +13,7 @@ from scrubjay.memory import context
 from scrubjay.memory.context.policies.full import FullPolicy
 
 # Sizes at which nothing is evicted after 40 tokens.
-SCORED = ("adakv", "cake", "expected_attention", "keydiff", "kvzip", "pyramidkv", "tova", "zipvl")
+SCORED = ("adakv", "cake", "expected_attention", "keydiff", "kvzip", "pyramidkv", "task_kv", "tova", "zipvl")
 OTHERS = ("h2o", "recycled", "refreshkv", "sinks", "snapkv", "spread", "tail", "widening", "window")
 LARGE = {
     **{name: {"budget": 64} for name in (*SCORED, *OTHERS)},
@@ -25,6 +25,7 @@ LARGE = {
     "full": {},
 }
 LARGE["zipvl"]["tau"] = 1.0
+LARGE["task_kv"]["recent"] = 32
 # Policies whose memories cannot be cropped.
 CROP_NOTHING = {*SCORED, "h2o", "snapkv", "spread"} - {"keydiff"}
 POLICIES = [*context.list_policies(), *BY_LAYER]

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.requires("transformers")
 NEW = 10
 WIDE = {name: {"budget": 64} for name in context.list_policies()} | {"duo": {}, "full": {}}
 WIDE |= {name: {"budget": 64, "chunk_size": 4} for name in ("longheads", "quest")}
+WIDE["task_kv"]["recent"] = 32
 """Sizes at which nothing is evicted yet."""
 TIGHT: dict[str, dict[str, Any]] = {
     "window": {"budget": 12},
@@ -26,6 +27,7 @@ TIGHT: dict[str, dict[str, Any]] = {
     "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
     "duo": {"num_sinks": 2, "recent": 8},
     "refreshkv": {"budget": 8, "stride": 4, "num_sinks": 2, "similarity": 0.5},
+    "task_kv": {"budget": 20, "window": 4, "num_sinks": 2, "recent": 5},
     "chunks": {"budget": 12, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
 """Sizes at which most of a prompt is evicted or not read."""

@@ -25,6 +25,7 @@ SIZES = {
     "full": {},
     "duo": {"num_sinks": 4, "recent": 44},
     "longheads": {"budget": 48, "chunk_size": 8},
+    "task_kv": {"budget": 64, "num_sinks": 4, "recent": 16, "window": 16},
     "quest": {"budget": 48, "chunk_size": 8},
 }
 """Fields of the policies without a budget, or with chunks that are longer."""

@@ -317,22 +317,23 @@ class ScoredMemory(LayerMemory):
             scores = protect(scores, policy.num_sinks, policy.window)
             return scores.flatten(), float(policy.measure(table[0], queries, scoring).mean())
         for row, sizes in enumerate(tokens.lengths.tolist()):
+            if not any(sizes):  # only padding so far
+                continue
             number = queries.shape[2] if counts is None else int(counts[row])
             own = queries[row : row + 1, :, queries.shape[2] - number :]
             first = sum(tokens.sizes[: row * groups])
             row_keys, row_values = (x[first : first + sum(sizes)] for x in (keys, values))
             if len(set(sizes)) == 1:
                 table = tuple(x.view(1, groups, sizes[0], -1) for x in (row_keys, row_values))
-                calls = [(table[0], table[1], own)]
+                calls = [(table[0], table[1], own, scoring)]
             else:
-                heads = zip(
-                    row_keys.split(sizes), row_values.split(sizes), own.split(shared, dim=1), strict=True
-                )
-                calls = [(k[None, None], v[None, None], q) for k, v, q in heads]
-            for table_keys, table_values, head_queries in calls:
-                scores = self.call_score(table_keys, table_values, head_queries, step, scoring, row)
+                table = (row_keys.split(sizes), row_values.split(sizes), own.split(shared, dim=1))
+                heads = zip(*table, scoring.split(groups), strict=True)
+                calls = [(k[None, None], v[None, None], q, one) for k, v, q, one in heads]
+            for table_keys, table_values, head_queries, own_scoring in calls:
+                scores = self.call_score(table_keys, table_values, head_queries, step, own_scoring, row)
                 parts.append(protect(scores, policy.num_sinks, policy.window).flatten())
-                preferences.append(policy.measure(table_keys, head_queries, scoring))
+                preferences.append(policy.measure(table_keys, head_queries, own_scoring))
         return torch.cat(parts), float(torch.cat(preferences).mean())
 
     def call_score(

@@ -84,7 +84,7 @@ class RepeatedMemory(ScoredMemory):
             repetition = Repetition(slice(count - after - length, count - after), keys)
             table = tokens.pad(tokens.keys), tokens.pad(tokens.values)
             return self.call_score(*table, query, step, scoring, row=0, repetition=repetition)
-        parts = []
+        parts, scorings = [], scoring.split(groups)
         heads = zip(tokens.keys.split(tokens.sizes), tokens.values.split(tokens.sizes), strict=True)
         for index, (head_keys, head_values) in enumerate(heads):
             row, head = divmod(index, groups)
@@ -95,7 +95,7 @@ class RepeatedMemory(ScoredMemory):
                 slice(count - after - length, count - after), keys[row : row + 1, head : head + 1]
             )
             table = head_keys[None, None], head_values[None, None]
-            parts.append(self.call_score(*table, own, step, scoring, row=row, repetition=repetition))
+            parts.append(self.call_score(*table, own, step, scorings[head], row=row, repetition=repetition))
         return torch.cat(parts).view(-1, groups, length)
 
     def set_scores(self, scores: Float[Tensor, "batch key_heads new"], rows: list[int]) -> None:

@@ -25,6 +25,17 @@ def test_a_cap_and_sinks_that_do_nothing_change_nothing(length, columns, padded)
     torch.testing.assert_close(special.transpose(1, 2)[visible], plain.transpose(1, 2)[visible])
 
 
+def test_the_weights_of_a_key_head_are_those_among_all_heads():
+    query, keys, _ = tensors(5, 9)
+    products = (query.reshape(2, 2, -1, 8) @ keys.mT).unflatten(2, (2, 5))
+    for sinks in (None, torch.tensor([0.0, 1.0, -2.0, 3.0], dtype=torch.float64)):
+        scoring = Scoring(0.4, 2.0, sinks)
+        weights = scoring.compute_weights(products)
+        for head, own in enumerate(scoring.split(2)):
+            part = slice(head, head + 1)
+            torch.testing.assert_close(own.compute_weights(products[:, part]), weights[:, part])
+
+
 def test_a_sink_takes_its_share_and_a_cap_bounds_the_rest():
     query, keys, values = tensors(3, 6)
     mask = torch.rand(2, 3, 6, generator=torch.Generator().manual_seed(1)) > 0.4

@@ -28,7 +28,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "chunks": {"budget": BUDGET, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
 SAME_MODELS = dict.fromkeys(("adakv", "cake", "duo", "keydiff", "kvzip", "pyramidkv"), "snapkv")
-SAME_MODELS |= dict.fromkeys(("tova", "zipvl"), "snapkv")
+SAME_MODELS |= dict.fromkeys(("task_kv", "tova", "zipvl"), "snapkv")
 SAME_MODELS |= {"expected_attention": "sinks", "refreshkv": "recycled"}
 SAME_MODELS |= dict.fromkeys(("hip", "longheads", "quest"), "chunks")
 """Policies that serve the same models as others; `kvzip` refuses models that restart their states."""

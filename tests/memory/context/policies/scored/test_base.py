@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from by_layer import pad, read
+from by_layer import close, pad, read
 from families import make
 from torch import Tensor
 
@@ -228,6 +228,26 @@ def test_heads_of_different_lengths_stay_within_the_budget(heads, tiny_llama, te
         assert (lengths.sum(dim=2) <= 2 * (12 if end == 25 else 12 + 3)).all()
         assert cache.nbytes() <= policy.nbytes(end, cache.shape(), at_once=end == 25) + 16
     assert len(lengths.unique()) > 1
+
+
+@pytest.mark.parametrize("name", ["adakv", "snapkv"])
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_a_row_without_a_token_yet_and_heads_with_learned_sinks_are_scored(family, name, text):
+    """One row begins with padding alone. Heads with different numbers of tokens are scored one by one."""
+    model = make(family)
+    policy: Any = context.make(name, budget=12, window=4, num_sinks=1, kernel=1)
+    ids, mask = pad(text, 21)
+    cuts = [20, *range(36, 40)]
+    cache = context.PolicyCache(policy, model)
+    logits = read(model, cache, ids, cuts, mask)
+    close(logits[:1, 21:], read(model, context.PolicyCache(policy, model), text[:1, :19], range(15, 19)))
+    close(logits[1:], read(model, context.PolicyCache(policy, model), text[1:2], cuts))
+    lengths = torch.stack([layer.memory.state["lengths"] for layer in full_layers(cache)])
+    assert (lengths[..., 0] != lengths[..., 1]).any() == (name == "adakv")
+
+
+def full_layers(cache) -> list[Any]:
+    return [layer for layer in cache.attention_layers if layer.sees_everything]
 
 
 def test_scores_of_another_shape_are_refused(tiny_llama, text):

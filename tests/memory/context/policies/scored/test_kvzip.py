@@ -84,6 +84,18 @@ def record_keys_and_queries(model, ids):
     return keys, queries, scale
 
 
+def test_learned_sinks_are_scored_in_a_second_prompt(text):
+    """The heads of a layer then have different numbers of tokens."""
+    model: Any = make("gpt_oss")
+    policy = context.make("kvzip", **SMALL_KVZIP)
+    cache = context.PolicyCache(policy, model)
+    logits = read(model, cache, text, [25])
+    (layer,) = [layer for layer in cache.attention_layers if layer.sees_everything]
+    assert len(layer.memory.state["lengths"].unique()) > 1
+    alone = read(model, context.PolicyCache(policy, model), text[1:], [25])
+    torch.testing.assert_close(logits[1:], alone, atol=1e-4, rtol=1e-4)
+
+
 def test_every_head_keeps_its_share_under_kvzip(tiny_llama, text):
     model = tiny_llama(initializer_range=0.6)
     policy = context.make("kvzip", **SMALL_KVZIP, safeguard=1.0)
