@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from scrubjay.memory import context
+from scrubjay.memory.context.identity import architecture
+from scrubjay.memory.context.policies.scored.kvzap import KVzapWeights
 
 TOKENS, PROMPT, BUDGET = 256, 64, 48
 _SHADES = {"dropped or not read yet": "#ffffff", "retained": "#b9cfe4", "retained and read": "#1f5a96"}
@@ -24,6 +26,8 @@ _FIELDS = {
     "task_kv": {"budget": BUDGET, "num_sinks": 4, "recent": 12, "window": 12},
     # The first key head streams; the second one keeps all tokens.
     "duo": {"num_sinks": 4, "recent": BUDGET - 4, "scores": ((0.0, 0.0, 1.0, 1.0),)},
+    # Random maps give half of the tokens a score above the threshold.
+    "kvzap": {"budget": BUDGET, "window": 16, "threshold": 0.0},
 }
 DESCRIPTION = (
     f"A small random model reads a prompt of {PROMPT} tokens, then single tokens up to {TOKENS}. The budget "
@@ -44,7 +48,13 @@ def mark_tokens(name: str) -> NDArray[np.int64]:
         vocab_size=512,
     )
     model = LlamaForCausalLM(config).eval()
-    policy = context.make(name, **_FIELDS.get(name, {"budget": BUDGET}))
+    fields = _FIELDS.get(name, {"budget": BUDGET})
+    if name == "kvzap":
+        fields = {
+            **fields,
+            "weights": KVzapWeights({0: torch.randn(2, 65)}, architecture(model), ()).register(),
+        }
+    policy = context.make(name, **fields)
     cache = context.PolicyCache(policy, model, track_tokens=True)
     text = torch.randint(512, (1, TOKENS))
     rows = []

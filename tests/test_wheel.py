@@ -86,7 +86,8 @@ def wheel(tmp_path_factory):
 def test_a_wheel_contains_every_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     pages = (f"experiments/viz/page.{ending}" for ending in ("html", "css", "js"))
-    data = ("py.typed", "experiments/answers/parts.json", *pages)
+    maps = "memory/context/policies/scored/kvzap-llama-30-9-576-49152.safetensors"
+    data = ("py.typed", "experiments/answers/parts.json", maps, *pages)
     for name in ("memory/hcam.py", "kernels/retrieval/op.py", "experiments/commands/main.py", *data):
         assert f"scrubjay/{name}" in names
     evidence = tuple(f"scrubjay/experiments/{folder}/" for folder in EVIDENCE)

@@ -21,6 +21,7 @@ _CLASSES = {
     "h2o": "h2o:H2OPolicy",
     "hip": "chunk_presets:HiPPolicy",
     "keydiff": "scored.keydiff:KeyDiffPolicy",
+    "kvzap": "scored.kvzap:KVzapPolicy",
     "kvzip": "scored.kvzip:KVzipPolicy",
     "longheads": "chunk_presets:LongHeadsPolicy",
     "pyramidkv": "scored.pyramidkv:PyramidKVPolicy",

@@ -27,7 +27,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.memory.context.capture import attention_modules, capture_attention
-from scrubjay.memory.context.head_scores import SCORES_FILE, architecture, find_scores, sample_weights
+from scrubjay.memory.context.head_scores import SCORES_FILE, find_scores
+from scrubjay.memory.context.identity import architecture, sample_weights
 from scrubjay.memory.context.quotes import build_chat_prompt, prepend_bos
 
 _SUBJECTS = [

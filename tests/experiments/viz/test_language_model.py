@@ -20,7 +20,9 @@ from scrubjay.experiments.viz.language_model import (
 from scrubjay.experiments.viz.look import render_page
 from scrubjay.experiments.viz.trace import Trace, from_json, read_trace, to_json
 from scrubjay.memory import context
+from scrubjay.memory.context.identity import architecture
 from scrubjay.memory.context.infiniretri import InfiniRetri
+from scrubjay.memory.context.policies.scored.kvzap import KVzapWeights
 
 pytestmark = pytest.mark.requires("transformers")
 
@@ -151,6 +153,11 @@ READS_A_PART = (*CHUNKS, "recycled", "refreshkv")
 def trace_policy(tiny_chat: Any, name: str, **fields: Any) -> Trace:
     model, tokenizer = tiny_chat
     fields = fields or SMALL.get(name, {"budget": 10})
+    if name == "kvzap":
+        heads, width = model.config.num_key_value_heads, model.config.hidden_size
+        maps = {layer: torch.randn(heads, width + 1) for layer in range(model.config.num_hidden_layers)}
+        fields = {"budget": 12, "window": 4, "threshold": 0.0}
+        fields["weights"] = KVzapWeights(maps, architecture(model), ()).register()
     cache = context.PolicyCache(context.make(name, **fields), model, track_tokens=True)
     tokens = torch.arange(40) % model.config.vocab_size
     return trace_retention(model, tokenizer, cache, tokens, 20, name)

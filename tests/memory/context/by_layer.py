@@ -16,9 +16,12 @@ from torch import Tensor
 from scrubjay.memory.context import CacheShape, ContextPolicy, LayerStats, make
 from scrubjay.memory.context.elsewhere.policy import ElsewherePolicy
 from scrubjay.memory.context.elsewhere.stores import TableStore
+from scrubjay.memory.context.identity import architecture
 from scrubjay.memory.context.layers.layer_types import get_layer_types
+from scrubjay.memory.context.layers.rotation import find_rotation
 from scrubjay.memory.context.policies.budget import split_budget
 from scrubjay.memory.context.policies.scored.cake import CAKEPolicy
+from scrubjay.memory.context.policies.scored.kvzap import KVzapWeights
 from scrubjay.memory.context.policies.scored.snapkv import SnapKVPolicy
 from scrubjay.memory.context.policies.sinks import SinksPolicy
 
@@ -79,12 +82,32 @@ BY_LAYER = {
 SCORES = ((0.9, 0.1, 0.2, 0.3), (0.0, 0.5, 0.1, 0.2))
 """Retrieval scores of the heads of a tiny Llama. At a share of 0.5, its first head of each layer keeps all
 tokens."""
+
+
+def register_maps(architecture: str, sizes: dict[int, tuple[int, int]]) -> str:
+    """Register random maps of KVzap, and return their digest. `sizes` has key heads and width by layer.
+
+    Half of their scores are above 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    maps = {
+        layer: torch.randn(heads, width + 1, generator=generator) / width**0.5
+        for layer, (heads, width) in sizes.items()
+    }
+    for table in maps.values():
+        table[:, -1] = 0
+    return KVzapWeights(maps, architecture, ()).register()
+
+
+MAPS = register_maps("llama-2-4-32-64", dict.fromkeys(range(2), (2, 32)))
+"""Maps of KVzap for a tiny Llama."""
 SMALL = {
     "alternating": {"budget": 8, "num_sinks": 2},
     "adakv": {"budget": 12, "window": 4, "num_sinks": 2},
     "cake": {"budget": 12, "window": 4, "num_sinks": 2},
     "expected_attention": {"budget": 12, "window": 4, "num_sinks": 2, "future": 16},
     "keydiff": {"budget": 12, "window": 4, "num_sinks": 2},
+    "kvzap": {"budget": 12, "window": 6, "num_sinks": 2, "threshold": 0.0, "weights": MAPS},
     "kvzip": {"budget": 12, "window": 4, "num_sinks": 2, "chunk": 16, "instruction": (3, 4)},
     "pyramidkv": {"budget": 12, "window": 4, "num_sinks": 2},
     "task_kv": {"budget": 24, "window": 4, "num_sinks": 2, "recent": 5, "kernel": 3},
@@ -111,12 +134,16 @@ SMALL = {
 
 
 def make_for(model, name: str, **fields) -> ContextPolicy:
-    """Return a policy with these fields; `duo` gets random scores, and `longheads` a budget that suffices."""
+    """Return a policy with these fields; `duo` and `kvzap` get random weights, `longheads` a small budget."""
     if name == "duo" and "scores" not in fields:
         config = model.config.get_text_config(decoder=True)
         count = sum(layer.attends and layer.window is None for layer in get_layer_types(config))
         generator = torch.Generator().manual_seed(0)
         fields["scores"] = torch.rand(count, config.num_attention_heads, generator=generator).tolist()
+    if name == "kvzap" and "weights" not in fields:
+        width = model.config.get_text_config(decoder=True).hidden_size
+        sizes = {index: (heads, width) for index, (heads, _) in find_rotation(model).sizes.items()}
+        fields["weights"] = register_maps(architecture(model), sizes)
     if name == "longheads" and not fields:
         fields["budget"] = 1024  # the default needs a larger window than that of tiny models
     return make(name, **fields)

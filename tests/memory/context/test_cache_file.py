@@ -21,6 +21,7 @@ POLICIES |= {"snapkv": {"budget": 12, "window": 4, "kernel": 3}, "h2o": {"budget
 POLICIES |= {"recycled": {"budget": 16}, "refreshkv": {"budget": 16}}
 POLICIES |= {"duo": SMALL["duo"]}
 POLICIES |= {"task_kv": {"budget": 20, "window": 4, "num_sinks": 2, "recent": 5}}
+POLICIES |= {"kvzap": SMALL["kvzap"]}
 POLICIES |= {"kvzip": {"budget": 12, "window": 4, "num_sinks": 2}}
 METADATA: list[tuple[str, Any]] = [
     *(("seen", value) for value in ("5", -3, 10**30, 1.5, None, True, [1])),

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from by_layer import BY_LAYER, SCORES, SMALL, close, pad, read, record_budgets, replay_budgets
+from by_layer import BY_LAYER, MAPS, SCORES, SMALL, close, pad, read, record_budgets, replay_budgets
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -13,7 +13,8 @@ from scrubjay.memory import context
 from scrubjay.memory.context.policies.full import FullPolicy
 
 # Sizes at which nothing is evicted after 40 tokens.
-SCORED = ("adakv", "cake", "expected_attention", "keydiff", "kvzip", "pyramidkv", "task_kv", "tova", "zipvl")
+SCORED = ("adakv", "cake", "expected_attention", "keydiff", "kvzap", "kvzip", "pyramidkv", "task_kv", "tova")
+SCORED += ("zipvl",)
 OTHERS = ("h2o", "recycled", "refreshkv", "sinks", "snapkv", "spread", "tail", "widening", "window")
 LARGE = {
     **{name: {"budget": 64} for name in (*SCORED, *OTHERS)},
@@ -24,10 +25,11 @@ LARGE = {
     "duo": {"num_sinks": 4, "recent": 60, "scores": SCORES},
     "full": {},
 }
+LARGE["kvzap"] |= {"window": 8, "threshold": -float("inf"), "weights": MAPS}
 LARGE["zipvl"]["tau"] = 1.0
 LARGE["task_kv"]["recent"] = 32
 # Policies whose memories cannot be cropped.
-CROP_NOTHING = {*SCORED, "h2o", "snapkv", "spread"} - {"keydiff"}
+CROP_NOTHING = {*SCORED, "h2o", "snapkv", "spread"} - {"keydiff", "kvzap"}
 POLICIES = [*context.list_policies(), *BY_LAYER]
 
 pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]

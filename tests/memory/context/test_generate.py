@@ -16,6 +16,7 @@ pytestmark = pytest.mark.requires("transformers")
 
 NEW = 10
 WIDE = {name: {"budget": 64} for name in context.list_policies()} | {"duo": {}, "full": {}}
+WIDE |= {"kvzap": {"budget": 64, "window": 8, "threshold": -float("inf")}}
 WIDE |= {name: {"budget": 64, "chunk_size": 4} for name in ("longheads", "quest")}
 WIDE["task_kv"]["recent"] = 32
 """Sizes at which nothing is evicted yet."""

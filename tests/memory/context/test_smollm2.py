@@ -24,6 +24,7 @@ TEXT = (
 SIZES = {
     "full": {},
     "duo": {"num_sinks": 4, "recent": 44},
+    "kvzap": {"budget": 48, "window": 16},
     "longheads": {"budget": 48, "chunk_size": 8},
     "task_kv": {"budget": 64, "num_sinks": 4, "recent": 16, "window": 16},
     "quest": {"budget": 48, "chunk_size": 8},

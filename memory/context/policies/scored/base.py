@@ -224,22 +224,31 @@ class ScoredMemory(LayerMemory):
             query = rotate_to_origin(query, step)
         if self.policy.queries != "none":
             self._store_queries(query, step)
-        is_deferred = step.length > 1 and self.policy.allocates
-        prompts = [step.length > 1] * len(tokens.totals)
-        if step.padded:
-            prompts = step.compute_once("prompts", lambda: (step.after - step.before > 1).tolist())
-        full = self._find_full(tokens.totals, prompts, tokens.lengths.shape[1])
+        is_deferred, prompts = step.length > 1 and self.policy.allocates, find_prompts(step)
+        full = self.find_full(tokens.totals, prompts, tokens.lengths.shape[1])
         is_scored = is_deferred or (not self.policy.exact_bytes and any(prompts))
         if not is_scored and not any(full):
             return
         with torch.no_grad():
             scores, preference = self._score(tokens, query, step, scoring)
-        stats = LayerStats(tokens.longest, preference if is_deferred else 1.0)
+        self.evict(scores, prompts, preference if is_deferred else None)
+
+    def evict(
+        self, scores: Float[Tensor, " tokens"], prompts: list[bool], preference: float | None = None
+    ) -> None:
+        """Evict the tokens with the lowest scores where the budget is exceeded.
+
+        `prompts` is the result of `find_prompts`. With a `preference`, the layer's weight in the split of a
+        joint budget, the tokens stay until `settle` is called.
+        """
+        tokens = self.tokens
+        assert tokens is not None
+        stats = LayerStats(tokens.longest, 1.0 if preference is None else preference)
         self._pending = _Pending(scores, tokens.totals, prompts, stats)
-        if not is_deferred:
+        if preference is None:
             self.settle()
 
-    def _find_full(self, totals: list[int], prompts: list[bool], groups: int) -> list[bool]:
+    def find_full(self, totals: list[int], prompts: list[bool], groups: int) -> list[bool]:
         """Return for each batch row whether tokens must be evicted.
 
         After a prompt, these rows exceed the budget. In generation, they exceed it by more than `window - 1`
@@ -266,7 +275,7 @@ class ScoredMemory(LayerMemory):
         if self._pending is None or tokens is None:
             return
         groups = tokens.lengths.shape[1]
-        full = self._find_full(self._pending.totals, self._pending.prompts, groups)
+        full = self.find_full(self._pending.totals, self._pending.prompts, groups)
         pairs = zip(tokens.totals, full, strict=True)
         most = [min(total, budget * groups) if is_full else total for total, is_full in pairs]
         if most == tokens.totals and self.policy.exact_bytes:
@@ -276,7 +285,7 @@ class ScoredMemory(LayerMemory):
             has_scores = [one or other for one, other in zip(full, self._pending.prompts, strict=True)]
             rows = torch.tensor(has_scores, device=tokens.keys.device)[:, None, None].expand_as(tokens.valid)
             stays &= ~rows[tokens.valid] | (self._pending.scores > float("-inf"))
-        self.store(tokens.select(stays))
+        self.keep(stays)
         self._pending = self._pending._replace(scores=self._pending.scores[stays])
 
     def settle(self) -> None:
@@ -435,13 +444,13 @@ class ScoredMemory(LayerMemory):
             )
         left = (count - columns).clamp(min=0).to(tokens.lengths.device)
         column = torch.arange(tokens.longest, device=left.device)
-        self._keep((column < left[:, None, None]).expand_as(tokens.valid)[tokens.valid])
+        self.keep((column < left[:, None, None]).expand_as(tokens.valid)[tokens.valid])
         if not bool(left.any()):
             self.state = {}
         return None
 
-    def _keep(self, stays: Bool[Tensor, " tokens"]) -> None:
-        """Remove the tokens that are False in `stays`."""
+    def keep(self, stays: Bool[Tensor, " tokens"]) -> None:
+        """Evict the tokens that are False in `stays`."""
         tokens = self.tokens
         assert tokens is not None
         self.store(tokens.select(stays))
@@ -478,6 +487,13 @@ class ScoredMemory(LayerMemory):
 
 def _valid(step: Step) -> Bool[Tensor, "batch length"] | None:
     return step.time >= 0 if step.padded else None
+
+
+def find_prompts(step: Step) -> list[bool]:
+    """Return for each batch row whether the step has several tokens of it."""
+    if not step.padded:
+        return [step.length > 1] * len(step.time)
+    return step.compute_once("prompts", lambda: (step.after - step.before > 1).tolist())
 
 
 def protect(

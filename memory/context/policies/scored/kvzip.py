@@ -70,6 +70,12 @@ class KVzipPolicy(ScoredPolicy):
         **_: object,
     ) -> Float[Tensor, "batch key_heads chunk"]:
         """Return the largest attention weight that each token of the chunk receives in the second reading."""
+        return self.compute_weights(keys, queries, scoring, repetition).amax(dim=(2, 3))
+
+    def compute_weights(
+        self, keys: Tensor, queries: Tensor, scoring: Scoring, repetition: Repetition
+    ) -> Float[Tensor, "batch key_heads shared length chunk"]:
+        """Return the attention weights of the second reading to the tokens of the chunk."""
         groups = keys.shape[1]
         own_keys = keys[:, :, repetition.tokens]
         sinks = keys[:, :, : min(self.num_sinks, repetition.tokens.start)]
@@ -78,8 +84,7 @@ class KVzipPolicy(ScoredPolicy):
         length, before = queries.shape[2], sinks.shape[2] + own_keys.shape[2]
         column = torch.arange(columns.shape[2], device=keys.device)
         later = column > before + torch.arange(length, device=keys.device)[:, None]
-        weights = scoring.compute_weights(products, later)
-        return weights[..., sinks.shape[2] : before].amax(dim=(2, 3))
+        return scoring.compute_weights(products, later)[..., sinks.shape[2] : before]
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""

@@ -11,15 +11,14 @@ import copy
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels.select import best
 from scrubjay.memory.context.policies.base import Step
-from scrubjay.memory.context.policies.buffers import compact
 from scrubjay.memory.context.policies.dense import Scoring
-from scrubjay.memory.context.policies.flat_table import RaggedTokens
-from scrubjay.memory.context.policies.scored.base import ScoredMemory, protect
+from scrubjay.memory.context.policies.scored.base import protect
+from scrubjay.memory.context.policies.scored.score_store import StoredScoreMemory
 
 
 class Repetition(NamedTuple):
@@ -31,13 +30,12 @@ class Repetition(NamedTuple):
     """Keys of the second reading: those of the instruction and of the chunk."""
 
 
-class RepeatedMemory(ScoredMemory):
+class RepeatedMemory(StoredScoreMemory):
     """Memory of one layer whose tokens are scored in a second pass.
 
     State: tokens, their `scores`, and in the first such layer the `ids` of all tokens without scores.
     """
 
-    state_names = frozenset((*ScoredMemory.state_names, "scores"))
     chunk: tuple[int, int] | None = None
     """In a second pass: number of tokens of the chunk, and number of stored tokens after it."""
     chunk_scores: Float[Tensor, "batch key_heads chunk"] | None = None
@@ -65,13 +63,8 @@ class RepeatedMemory(ScoredMemory):
         """Append the new tokens; in a second pass do nothing."""
         if self.chunk is not None:
             return
-        new = RaggedTokens.from_columns(keys, values, step.time >= 0 if step.padded else None)
-        scores = torch.full((len(new.keys),), torch.finfo(torch.float32).max, device=keys.device)
-        tokens = self.tokens
-        if tokens is not None:
-            scores = tokens.join(self.state["scores"], new, scores)
-        self.store(new if tokens is None else tokens.append(new))
-        self.state["scores"] = compact(scores)
+        scores = torch.full(keys.shape[:3], torch.finfo(torch.float32).max, device=keys.device)
+        self.append(keys, values, scores, step)
 
     def _score_chunk(
         self, query: Tensor, keys: Tensor, length: int, after: int, step: Step, scoring: Scoring
@@ -111,11 +104,8 @@ class RepeatedMemory(ScoredMemory):
 
     def reorder(self, rows: Int[Tensor, " selected"]) -> None:
         """Select the batch rows with the indices `rows`, in this order; indices may repeat."""
-        tokens, ids = self.tokens, self.state.get("ids")
+        ids = self.state.get("ids")
         super().reorder(rows)
-        if tokens is not None:
-            heads = RaggedTokens(self.state["scores"], self.state["scores"], tokens.lengths)
-            self.state["scores"] = heads.reorder(rows).keys
         if ids is not None:
             self.state["ids"] = ids.index_select(0, rows.to(ids.device))
 
@@ -137,14 +127,6 @@ class RepeatedMemory(ScoredMemory):
             heads.append(scores)
         groups = tokens.lengths.shape[1]
         return [heads[first : first + groups] for first in range(0, len(heads), groups)]
-
-    def keep(self, stays: Bool[Tensor, " tokens"]) -> None:
-        """Evict the tokens that are False in `stays`."""
-        tokens = self.tokens
-        assert tokens is not None
-        if not bool(stays.all()):
-            self.store(tokens.select(stays))
-            self.state["scores"] = self.state["scores"][stays]
 
 
 class SecondPass:
@@ -253,4 +235,5 @@ def _evict(memories: list[RepeatedMemory]) -> None:
         for part, own in zip(parts, stays.split(sizes), strict=True):
             part.append(own)
     for memory, part in zip(memories, parts, strict=True):
-        memory.keep(torch.cat(part))
+        if not bool((stays := torch.cat(part)).all()):
+            memory.keep(stays)

@@ -27,7 +27,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "recycled": {"budget": BUDGET, "stride": 4, "num_sinks": SINKS, "kernel": 3},
     "chunks": {"budget": BUDGET, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
-SAME_MODELS = dict.fromkeys(("adakv", "cake", "duo", "keydiff", "kvzip", "pyramidkv"), "snapkv")
+SAME_MODELS = dict.fromkeys(("adakv", "cake", "duo", "keydiff", "kvzap", "kvzip", "pyramidkv"), "snapkv")
 SAME_MODELS |= dict.fromkeys(("task_kv", "tova", "zipvl"), "snapkv")
 SAME_MODELS |= {"expected_attention": "sinks", "refreshkv": "recycled"}
 SAME_MODELS |= dict.fromkeys(("hip", "longheads", "quest"), "chunks")

@@ -34,9 +34,9 @@ at once, but not in single tokens. Their code in transformers has this differenc
 cache has it, too. The tests set `time_step_min` to 1e-9. With the default of 0.001, logits with a
 standard deviation of 1.8 differ by up to 0.1 in the tiny models.
 
-The tables have seven policies. `adakv`, `cake`, `duo`, `keydiff`, `pyramidkv`, `task_kv`, `tova` and `zipvl`
-serve the same models as `snapkv`, `expected_attention` the same as `sinks`, and `refreshkv` the same as
-`recycled`.
+The tables have seven policies. `adakv`, `cake`, `duo`, `keydiff`, `kvzap`, `pyramidkv`, `task_kv`, `tova`
+and `zipvl` serve the same models as `snapkv`, `expected_attention` the same as `sinks`, and `refreshkv` the
+same as `recycled`.
 `kvzip` serves the same as `snapkv`, without `jamba` and `zamba`, which restart their states.
 
 The tests are `pytest tests/memory/context/suites -m ''`. The script
