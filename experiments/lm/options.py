@@ -346,14 +346,12 @@ class QuestionsOptions(TextOptions):
     perplexity: tuple[int, ...] = (4096, 16384)
     """Lengths of a streamed text whose perplexity is measured. Beyond the model's window only the policies
     that move positions are measured."""
-    peers: tuple[Path, ...] = ()
-    """Files of answers by `experiments/quality/kvpress_answers.py`, to show beside the others."""
     seed: int = 0
     """Random seed of the texts."""
     out: Path = Path("runs/questions")
     """Output directory; the same command resumes an interrupted run."""
 
-    EXTENSIBLE = (*TextOptions.EXTENSIBLE, "shares", "times", "samples", "perplexity", "peers")
+    EXTENSIBLE = (*TextOptions.EXTENSIBLE, "shares", "times", "samples", "perplexity")
 
     def check(self) -> None:
         """Raise ValueError on invalid options, before anything is loaded."""
@@ -366,9 +364,6 @@ class QuestionsOptions(TextOptions):
         for time in self.times:
             if time not in get_args(QuestionTime):
                 raise ValueError(f"times={self.times}: choose from {', '.join(get_args(QuestionTime))}")
-        for path in self.peers:
-            if not path.is_file():
-                raise ValueError(f"there is no file {path}")
 
     def check_method(self, name: str) -> None:
         """Raise ValueError if the policy is unknown."""

@@ -18,16 +18,14 @@ SCORED += ("zipvl",)
 OTHERS = ("h2o", "recycled", "refreshkv", "sinks", "snapkv", "spread", "tail", "widening", "window")
 LARGE = {
     **{name: {"budget": 64} for name in (*SCORED, *OTHERS)},
-    "alternating": {},
+    **{name: {} for name in ("alternating", "full")},
     "elsewhere": SMALL["elsewhere"],
     "chunks": {"budget": 80, "chunk_size": 8},
     **{name: {"budget": 80, "chunk_size": 8} for name in ("hip", "longheads", "quest")},
     "duo": {"num_sinks": 4, "recent": 60, "scores": SCORES},
-    "full": {},
 }
 LARGE["kvzap"] |= {"window": 8, "threshold": -float("inf"), "weights": MAPS}
-LARGE["zipvl"]["tau"] = 1.0
-LARGE["task_kv"]["recent"] = 32
+LARGE["zipvl"]["tau"], LARGE["task_kv"]["recent"] = 1.0, 32
 # Policies whose memories cannot be cropped.
 CROP_NOTHING = {*SCORED, "h2o", "snapkv", "spread"} - {"keydiff", "kvzap"}
 POLICIES = [*context.list_policies(), *BY_LAYER]

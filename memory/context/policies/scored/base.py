@@ -470,19 +470,14 @@ class ScoredMemory(LayerMemory):
         tokens = self.tokens
         if tokens is None:
             return
-        if "queries" in self.state:
-            self.state["queries"] = self.state["queries"].index_select(
-                0, rows.to(self.state["queries"].device)
-            )
+        if (queries := self.state.get("queries")) is not None:
+            self.state["queries"] = queries.index_select(0, rows.to(queries.device))
         self.store(tokens.reorder(rows))
 
     def get_tensors(self, place: str | None = None) -> Iterator[Tensor]:
         """Yield all tensors in the memory of the model's device; nothing is offloaded."""
-        return (
-            iter(())
-            if place
-            else iter([*self.state.values(), *([self._pending.scores] if self._pending else [])])
-        )
+        pending = [self._pending.scores] if self._pending else []
+        return iter(() if place else (*self.state.values(), *pending))
 
 
 def _valid(step: Step) -> Bool[Tensor, "batch length"] | None:

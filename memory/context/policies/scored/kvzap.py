@@ -9,7 +9,7 @@ read. So no second reading is needed, and generated tokens are evicted as well.
 
 Differences from the authors' code: the map is linear; theirs can have a hidden layer. The first `num_sinks`
 tokens are always kept. `budget` is an upper bound, and the tokens with the lowest scores exceed it. The maps
-are fitted in closed form (`kvzap_training`).
+are fitted in closed form (`memory.context.training.kvzap`).
 
 The maps of SmolLM2-135M are part of the package. Its texts for training are the pages of this repository and
 sentences that are written by rules.
@@ -48,7 +48,7 @@ from scrubjay.memory.context.policies.scored.score_store import StoredScoreMemor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TRAINING = "python -P -m scrubjay.memory.context.policies.scored.kvzap_training"
+TRAINING = "python -P -m scrubjay.memory.context.training.kvzap"
 """Command that fits maps to a model."""
 _SCORE_BYTES = 4
 

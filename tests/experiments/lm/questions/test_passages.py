@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scrubjay.experiments.lm.passages import FACTS, KINDS, PASSAGES, make_passage, split_prompt
+from scrubjay.experiments.lm.questions.passages import FACTS, KINDS, PASSAGES, make_passage, split_prompt
 from scrubjay.experiments.lm.reading import tokenize
 
 pytestmark = pytest.mark.requires("wonderwords")

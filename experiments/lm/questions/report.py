@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from scrubjay.experiments.lm.options import QuestionsOptions
-from scrubjay.experiments.lm.passages import KINDS
+from scrubjay.experiments.lm.questions.passages import KINDS
 from scrubjay.experiments.measurements import markdown, select
 from scrubjay.experiments.statistics import bootstrap_interval
 

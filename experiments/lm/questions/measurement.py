@@ -21,13 +21,18 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.files import read_lines
 from scrubjay.experiments.lm.needles import split_sentences, string_match_all, token_counter
 from scrubjay.experiments.lm.options import QuestionsOptions
-from scrubjay.experiments.lm.passages import PASSAGES, Passage, count_questions, make_passage, split_prompt
-from scrubjay.experiments.lm.questions_report import make_sections
+from scrubjay.experiments.lm.questions.passages import (
+    PASSAGES,
+    Passage,
+    count_questions,
+    make_passage,
+    split_prompt,
+)
+from scrubjay.experiments.lm.questions.report import make_sections
 from scrubjay.experiments.lm.reading import cache_nbytes, generate, losses, read
-from scrubjay.experiments.measurements import Records, check_row, write_table
+from scrubjay.experiments.measurements import Records, write_table
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.resources import stopwatch
 from scrubjay.memory import context
@@ -82,14 +87,13 @@ def run_questions(options: QuestionsOptions, command: str) -> list[Path]:
         and row["sample"] < options.samples
         and row["time"] in options.times
     ]
-    peers = [dict(check_row(row, ANSWER)) for path in options.peers for row in read_lines(path)]
     streams = [
         row
         for row in perplexities.rows
         if (row["method"], row["share"]) in keys and row["length"] in options.perplexity
     ]
     keeps_all = {one.method for one in contenders if not one.policy.drops}
-    sections = make_sections(options, [*rows, *peers], streams, keeps_all, refusals)
+    sections = make_sections(options, rows, streams, keeps_all, refusals)
     return [write_table(options.out, command, *sections)]
 
 

@@ -1,4 +1,4 @@
-"""Fit the linear maps of KVzap to a model: `python -P -m ...kvzap_training MODEL --out FILE [TEXT ...]`.
+"""Fit the linear maps of KVzap to a model: `python -P -m ...training.kvzap MODEL --out FILE [TEXT ...]`.
 
 The targets are the KVzip+ scores of Jégou and Jeblick 2026 (arXiv 2601.07891): the model reads a passage, and
 then reads it again after an instruction to repeat it. The second pass is that of the policy `kvzip`. The maps

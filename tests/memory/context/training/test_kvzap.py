@@ -11,7 +11,7 @@ from families import make
 
 from scrubjay.memory import context
 from scrubjay.memory.context.policies.scored.kvzap import KVzapWeights
-from scrubjay.memory.context.policies.scored.kvzap_training import (
+from scrubjay.memory.context.training.kvzap import (
     INSTRUCTION,
     NUM_SINKS,
     Ridge,
@@ -159,7 +159,7 @@ def test_the_command_writes_weights(tiny_chat, tmp_path, monkeypatch, capsys):
     tokenizer.save_pretrained(tmp_path / "model")
     out = tmp_path / "maps.safetensors"
     arguments = [str(tmp_path / "model"), "--out", str(out), "--scenes", "2", "--samples", "0"]
-    monkeypatch.setattr(sys, "argv", ["kvzap_training", *arguments])
+    monkeypatch.setattr(sys, "argv", ["kvzap", *arguments])
     main()
     assert "1 passages of 1000 tokens; R² on 1 others" in capsys.readouterr().out
     assert {*KVzapWeights.load(out).maps} == set(range(model.config.num_hidden_layers))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scrubjay.experiments.lm.options import QuestionsOptions
-from scrubjay.experiments.lm.passages import make_passage
-from scrubjay.experiments.lm.questions import answer_passage, list_contenders, make_with_budget
+from scrubjay.experiments.lm.questions.measurement import answer_passage, list_contenders, make_with_budget
+from scrubjay.experiments.lm.questions.passages import make_passage
 from scrubjay.experiments.lm.reading import answer
 from scrubjay.memory import context
 

@@ -1,0 +1,1 @@
+"""Fits of the weights that context policies need."""
