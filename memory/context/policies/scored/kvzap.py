@@ -11,8 +11,9 @@ Differences from the authors' code: the map is linear; theirs can have a hidden 
 tokens are always kept. `budget` is an upper bound, and the tokens with the lowest scores exceed it. The maps
 are fitted in closed form (`memory.context.training.kvzap`).
 
-The maps of SmolLM2-135M are part of the package. Its texts for training are the pages of this repository and
-sentences that are written by rules.
+The maps of SmolLM2-135M are part of the package. They were fitted to 57 passages of 1,000 tokens: pages and
+modules of this repository, sentences that are written by rules, and prose of the model itself. On 7 other
+passages of these sources they explain .60 of the variance of the scores (R²), with .39 to .75 in a layer.
 
 Memory: at most the budget for each key head, and in generation up to `window - 1` tokens more. Each token of
 a key head has a score of 4 bytes. The number of tokens depends on the text, so `nbytes` of the policy is an
