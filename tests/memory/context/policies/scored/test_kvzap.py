@@ -155,9 +155,7 @@ def test_other_maps_have_another_name(tiny_llama, weights_of):
 
 
 def test_a_model_without_weights_is_refused_with_the_command(tiny_llama):
-    with pytest.raises(
-        ValueError, match=r"stored for this LlamaForCausalLM: .*training\.kvzap FOLDER"
-    ):
+    with pytest.raises(ValueError, match=r"stored for this LlamaForCausalLM: .*training\.kvzap FOLDER"):
         context.PolicyCache(context.make("kvzap"), tiny_llama())
 
 
