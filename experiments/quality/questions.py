@@ -240,6 +240,32 @@ def defaults(results: Results) -> Figure:
     return figure
 
 
+_SCOREBOARD = {
+    "repeat-first": "RepeatFirstEasy",
+    "position-pendulum": "PositionOnlyPendulumEasy",
+    "noisy-cartpole": "NoisyPositionOnlyCartPoleEasy",
+    "higher-lower": "HigherLowerEasy",
+    "memory-s7": "MiniGrid-MemoryS7",
+    "memory-s9": "MiniGrid-MemoryS9",
+    "pendulum-positions": "Pendulum-v1, positions only",
+    "half-cheetah-positions": "HalfCheetah-v5, positions only",
+}
+
+
+def scoreboard(results: Results) -> Figure:
+    """Final score of each memory and of RecurrentPPO on the tasks of the scoreboard."""
+    rows = results.read_rows("scoreboard")
+    figure, panels = make_axes(8, width=3.2, height=3.2, columns=4)
+    for axes, (task, title) in zip(panels, _SCOREBOARD.items(), strict=True):
+        scores: dict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            if row["task"] == task:
+                scores[row["contender"].replace("recurrent_ppo", "RecurrentPPO")].append(row["score"])
+        draw_seeds(axes, sort_scores(scores), title, "return per episode")
+    add_note(figure, f"{_SEEDS}. 200,000 frames; 100 episodes after training.")
+    return figure
+
+
 def streaming(results: Results) -> Figure:
     """Perplexity by position in the text."""
     figure, panels = make_axes(2, width=4.8, height=3.6, sharey=True)
@@ -431,8 +457,8 @@ def draw_tests(results: Results, figure_name: str) -> Figure:
 FIGURES: dict[str, Callable[[Results], Figure]] = {
     f"question-{draw.__name__.replace('_', '-')}": draw
     for draw in (
-        remember, longer, recall_by_key, state, ballet, clock, popgym, tasks, defaults, streaming, needles,
-        sinks, outliers, bank, facts, robustness,
+        remember, longer, recall_by_key, state, ballet, clock, popgym, tasks, defaults, scoreboard, streaming,
+        needles, sinks, outliers, bank, facts, robustness,
     )
 }  # fmt: skip
 FIGURES |= {name: functools.partial(draw_tests, figure_name=name) for name in _TESTS}
