@@ -20,6 +20,8 @@ TOKENS, PROMPT, BUDGET = 256, 64, 48
 _SHADES = {"dropped or not read yet": "#ffffff", "retained": "#b9cfe4", "retained and read": "#1f5a96"}
 _FIELDS = {
     "full": {},
+    # A prompt of 64 tokens is read by dense attention, and its cache is that of `full`.
+    "flexprefill": {},
     # Their chunks of 256 and 16 tokens do not fit the budget.
     **{name: {"budget": BUDGET, "chunk_size": 8} for name in ("longheads", "quest")},
     # The first key head is full.

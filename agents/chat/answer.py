@@ -157,7 +157,7 @@ class Answer:
 
     def _exceeds_training_length(self, length: int) -> bool:
         """Return True if `length` tokens need positions beyond the model's training length."""
-        longest, policy = self._loaded_model.trained_length, self._conversation.cache.policy
+        longest, policy = self._loaded_model.trained_length, self._conversation.cache.policy.inner
         if policy.moves_positions and isinstance(policy, BudgetPolicy):
             length = min(length, policy.num_tokens + policy.margin)
         elif policy.moves_positions:

@@ -175,7 +175,7 @@ class LocalChatModel(BaseChatModel):
         and in the training length of the model. None if the policy has no budget and the training length is
         unknown. Raises ValueError if `max_tokens` leaves no tokens for a prompt.
         """
-        lengths = [getattr(self.context_policy, "budget", None), self.loaded_model.trained_length]
+        lengths = [getattr(self.context_policy.inner, "budget", None), self.loaded_model.trained_length]
         bounds = [length for length in lengths if length is not None]
         if not bounds:
             return None

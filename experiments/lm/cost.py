@@ -112,7 +112,7 @@ def count_keys(workload: Workload, budget: float | None = None) -> float:
 
 def generation_cost(sizes: ModelSizes, workload: Workload, policy: context.ContextPolicy) -> Cost:
     """Return the cost of generating the answers under a policy; reading the prompt is not included."""
-    shape, answers = sizes.shape, workload.answers
+    shape, answers, policy = sizes.shape, workload.answers, policy.inner
     full = count_keys(workload)
     # Bytes of the prompt are read once for all answers, if all tokens are read.
     full_transfers = workload.prompt * workload.new_tokens + answers * workload.new_tokens**2 / 2

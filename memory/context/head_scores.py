@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from scrubjay.memory.context.identity import architecture, is_similar
 from scrubjay.memory.context.layers.layer_types import LayerType
 from scrubjay.memory.context.policies.base import ContextPolicy
+from scrubjay.memory.context.policies.flexprefill import FlexPrefillPolicy
 from scrubjay.memory.context.policies.scored.duo import DuoPolicy
 from scrubjay.memory.context.policies.scored.kvzap import KVzapPolicy, resolve_weights
 
@@ -38,6 +39,8 @@ def resolve_scores(
     Raises ValueError if there are none of the model, or if they have another number of heads.
     """
     layers = [index for index, kind in enumerate(layer_types) if kind.attends and kind.window is None]
+    if isinstance(policy, FlexPrefillPolicy):
+        return replace(policy, policy=resolve_scores(policy.inner, model, layer_types))
     if isinstance(policy, KVzapPolicy):
         return resolve_weights(policy, model, layers)
     if not isinstance(policy, DuoPolicy):

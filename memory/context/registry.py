@@ -17,6 +17,7 @@ _CLASSES = {
     "chunks": "chunks:ChunksPolicy",
     "duo": "scored.duo:DuoPolicy",
     "expected_attention": "scored.expected_attention:ExpectedAttentionPolicy",
+    "flexprefill": "flexprefill:FlexPrefillPolicy",
     "full": "full:FullPolicy",
     "h2o": "h2o:H2OPolicy",
     "hip": "chunk_presets:HiPPolicy",
@@ -78,11 +79,13 @@ def warn_of_dropped_tokens(policy: str) -> None:
 def make(name: str, **fields: Any) -> ContextPolicy:
     """Return the policy `name` with these fields: `make("sinks", budget=256)`.
 
-    All other fields have their defaults.
+    All other fields have their defaults. The field `policy` of a policy that wraps another one may be a name.
 
     Raises:
         ValueError: On an unknown name or field and on an invalid size. The message lists the choices.
     """
+    if isinstance(fields.get("policy"), str):
+        fields["policy"] = make(fields["policy"])
     return _POLICIES.configure(name, **fields)
 
 

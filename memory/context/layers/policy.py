@@ -103,6 +103,8 @@ class PolicyLayer(CacheLayerMixin):
         rotary = self._cache.rotaries[self.index]
         step = self._cache.step(keys, self.past_length, mask).for_policy(shared_key, rotary)
         self._cache.call_started = True
+        if step.length > 1 and self.policy.prompt_reader is not None:
+            scoring = dataclasses.replace(scoring, prompt_reader=self.policy.prompt_reader)
         if self._cache.track_tokens:
             out = self.memory.attend(query, keys, add_marks(values, step.time), step, scoring)
             out, self.first_share = out[..., :-MARKS], out[:, :, -1, -1].clone()

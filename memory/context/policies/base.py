@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.policies.buffers import count_bytes, find_tensors
-from scrubjay.memory.context.policies.dense import Scoring, causal_attention
+from scrubjay.memory.context.policies.dense import PromptReader, Scoring, causal_attention
 from scrubjay.memory.context.policies.rotary import PairLayout, Rotary
 
 Shared = TypeVar("Shared")
@@ -392,10 +392,23 @@ class ContextPolicy(ABC):
 
     The prompt should then be passed in one call, with the question at its end."""
 
+    reads_whole: ClassVar[bool] = False
+    """True if the tokens of a prompt read all tokens before them, so another policy may read the prompt."""
+
+    @property
+    def inner(self) -> ContextPolicy:
+        """Policy of the cache; `self`, unless the policy only changes how another one reads a prompt."""
+        return self
+
     @property
     def file_policy(self) -> ContextPolicy:
         """Policy whose name and fields a cache file has; by default `self`."""
         return self
+
+    @property
+    def prompt_reader(self) -> PromptReader | None:
+        """Object that reads the first tokens of a text; None for the attention of the memory."""
+        return None
 
     def call_length(self, prompt: int, block: int) -> int:
         """Return the number of tokens to read per call: `prompt` if `query_aware`, else `block`."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from scrubjay.memory.context.policies.base import ContextPolicy
+from scrubjay.memory.context.policies.flexprefill import FlexPrefillPolicy
 
 MAX_DEFAULT_BUDGET = 8192
 """Largest default budget, in tokens."""
@@ -38,6 +39,8 @@ class BudgetPolicy(ContextPolicy):
 
 def resolve_budget(policy: ContextPolicy, window: int | None) -> ContextPolicy:
     """Return the policy with the default budget for a model of this window, unless its budget is set."""
+    if isinstance(policy, FlexPrefillPolicy):
+        return replace(policy, policy=resolve_budget(policy.inner, window))
     if not isinstance(policy, BudgetPolicy) or policy.budget is not None:
         return policy
     budget = MAX_DEFAULT_BUDGET if window is None else min(window - policy.margin, MAX_DEFAULT_BUDGET)

@@ -6,11 +6,27 @@ Causal attention never builds the full query-by-key mask.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+class PromptReader(Protocol):
+    """Protocol of an object that replaces dense attention for the first tokens of a text."""
+
+    def read_prompt(
+        self,
+        query: Float[Tensor, "batch heads tokens width"],
+        keys: Float[Tensor, "batch key_heads tokens width"],
+        values: Float[Tensor, "batch key_heads tokens value_width"],
+        valid: Bool[Tensor, "batch tokens"] | None,
+        scoring: Scoring,
+    ) -> Float[Tensor, "batch heads tokens value_width"]:
+        """Return the attention output of the first tokens of a text; arguments as for `causal_attention`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +43,8 @@ class Scoring:
     """The model's attention layer; None outside of a model."""
     hidden: Float[Tensor, "batch length dim"] | None = None
     """Inputs of the attention layer, if a policy asks for them."""
+    prompt_reader: PromptReader | None = None
+    """Object that reads the first tokens of a text; None for dense attention."""
 
     @property
     def is_plain(self) -> bool:
@@ -101,6 +119,8 @@ def causal_attention(
     """
     heads, length = query.shape[1:3]
     groups, columns = keys.shape[1:3]
+    if scoring.prompt_reader is not None and 1 < length == columns and not dropout:
+        return scoring.prompt_reader.read_prompt(query, keys, values, valid, scoring)
     if length == 1:
         mask = None if valid is None else _allow_self(valid[:, None], columns, 1)
         return masked_attention(query, keys, values, mask, scoring, dropout)

@@ -22,6 +22,7 @@ class FullPolicy(ContextPolicy):
 
     can_crop: ClassVar[bool] = True
     drops: ClassVar[bool] = False
+    reads_whole: ClassVar[bool] = True
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""

@@ -70,6 +70,7 @@ class RecycledPolicy(BudgetPolicy):
     query_aware: ClassVar[bool] = True
     can_crop: ClassVar[bool] = True
     drops: ClassVar[bool] = False
+    reads_whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_minimums(self, stride=1, num_sinks=0)

@@ -67,6 +67,9 @@ def test_a_policy_costs_what_its_tokens_read(cost, sizes, name):
     )
     number_bytes = 4 * (sizes.parameters * new_tokens + 3 * 64 * 30 * (2 * keys + ratings))
     assert result.memory == pytest.approx(number_bytes)
+    if policy.reads_whole:
+        other = context.make("flexprefill", policy=policy)
+        assert cost.generation_cost(sizes, cost.Workload(prompt, new_tokens), other) == result
 
 
 def make_rows(cost, sizes, machine):

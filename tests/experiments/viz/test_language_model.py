@@ -139,6 +139,7 @@ SMALL = {
     "refreshkv": {"budget": 12, "stride": 4},
     "snapkv": {"budget": 12, "window": 4},
     "task_kv": {"budget": 16, "window": 4, "num_sinks": 2, "recent": 5},
+    "flexprefill": {"policy": "full", "block": 4, "gamma": 0.6, "min_budget": 4},
     "full": {},
     **{
         name: {"budget": 12, "window": 4}

@@ -99,6 +99,7 @@ def register_maps(architecture: str, sizes: dict[int, tuple[int, int]]) -> str:
     return KVzapWeights(maps, architecture, ()).register()
 
 
+SMALL_SNAPKV = make("snapkv", budget=12, window=4, num_sinks=2)
 MAPS = register_maps("llama-2-4-32-64", dict.fromkeys(range(2), (2, 32)))
 """Maps of KVzap for a tiny Llama."""
 SMALL = {
@@ -117,6 +118,7 @@ SMALL = {
     "longheads": {"budget": 24, "chunk_size": 4, "store": "model"},
     "quest": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "model"},
     "elsewhere": {"stores": tuple(TableStore() for _ in range(3)), "block": 4},
+    "flexprefill": {"policy": SMALL_SNAPKV, "block": 4, "gamma": 0.6, "min_budget": 4},
     "full": {},
     "duo": {"num_sinks": 2, "recent": 6, "scores": SCORES},
     "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.requires("transformers")
 POLICIES = {"full": {}, "sinks": {"budget": 12}, "chunks": {"chunk_size": 4, "budget": 24}}
 POLICIES |= {"snapkv": {"budget": 12, "window": 4, "kernel": 3}, "h2o": {"budget": 40}}
 POLICIES |= {"recycled": {"budget": 16}, "refreshkv": {"budget": 16}}
+POLICIES |= {"flexprefill": SMALL["flexprefill"]}
 POLICIES |= {"duo": SMALL["duo"]}
 POLICIES |= {"task_kv": {"budget": 20, "window": 4, "num_sinks": 2, "recent": 5}}
 POLICIES |= {"kvzap": SMALL["kvzap"]}

@@ -14,8 +14,7 @@ from scrubjay.memory.context.policies.full import FullPolicy
 
 # Sizes at which nothing is evicted after 40 tokens.
 SCORED = ("adakv", "cake", "expected_attention", "keydiff", "kvzap", "kvzip", "pyramidkv", "task_kv", "tova")
-SCORED += ("zipvl",)
-OTHERS = ("h2o", "recycled", "refreshkv", "sinks", "snapkv", "spread", "tail", "widening", "window")
+OTHERS = ("h2o", "recycled", "refreshkv", "sinks", "snapkv", "spread", "tail", "widening", "window", "zipvl")
 LARGE = {
     **{name: {"budget": 64} for name in (*SCORED, *OTHERS)},
     **{name: {} for name in ("alternating", "full")},
@@ -25,9 +24,10 @@ LARGE = {
     "duo": {"num_sinks": 4, "recent": 60, "scores": SCORES},
 }
 LARGE["kvzap"] |= {"window": 8, "threshold": -float("inf"), "weights": MAPS}
+LARGE["flexprefill"] = SMALL["flexprefill"] | {"gamma": 1 - 1e-9, "policy": context.make("snapkv", budget=64)}
 LARGE["zipvl"]["tau"], LARGE["task_kv"]["recent"] = 1.0, 32
 # Policies whose memories cannot be cropped.
-CROP_NOTHING = {*SCORED, "h2o", "snapkv", "spread"} - {"keydiff", "kvzap"}
+CROP_NOTHING = {*SCORED, "flexprefill", "h2o", "snapkv", "spread", "zipvl"} - {"keydiff", "kvzap"}
 POLICIES = [*context.list_policies(), *BY_LAYER]
 
 pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]

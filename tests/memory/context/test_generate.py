@@ -15,7 +15,7 @@ from scrubjay.memory.context import PolicyCache
 pytestmark = pytest.mark.requires("transformers")
 
 NEW = 10
-WIDE = {name: {"budget": 64} for name in context.list_policies()} | {"duo": {}, "full": {}}
+WIDE = {name: {"budget": 64} for name in context.list_policies()} | {"duo": {}, "flexprefill": {}, "full": {}}
 WIDE |= {"kvzap": {"budget": 64, "window": 8, "threshold": -float("inf")}}
 WIDE |= {name: {"budget": 64, "chunk_size": 4} for name in ("longheads", "quest")}
 WIDE["task_kv"]["recent"] = 32

@@ -23,6 +23,7 @@ TEXT = (
 )
 SIZES = {
     "full": {},
+    "flexprefill": {"block": 16, "min_budget": 16},
     "duo": {"num_sinks": 4, "recent": 44},
     "kvzap": {"budget": 48, "window": 16},
     "longheads": {"budget": 48, "chunk_size": 8},

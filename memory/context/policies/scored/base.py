@@ -7,8 +7,7 @@ last `window` tokens are always kept.
 By default every head keeps equally many tokens. With `heads="adaptive"` the heads of a layer share one budget
 (AdaKV, Feng et al. 2024, arXiv 2407.11550): a head with concentrated scores keeps fewer tokens. The memory of
 evicted tokens is freed in both cases. With `exact_bytes = False`, a score of minus infinity evicts a token of
-a prompt also within the budget. A text that is read in several calls is compressed after each call, so
-its tokens may differ from those of one call.
+a prompt also within the budget. A text read in several calls may keep other tokens than in one call.
 """
 
 from __future__ import annotations
@@ -63,6 +62,7 @@ class ScoredPolicy(BudgetPolicy):
 
     split_invariant: ClassVar[bool] = False
     query_aware: ClassVar[bool] = True
+    reads_whole: ClassVar[bool] = True
     queries: ClassVar[Queries] = "none"
     """Queries that `score` receives: none, those of the last `window` tokens, or those of all tokens of the
     call (in generation those of the last `window` tokens)."""

@@ -185,7 +185,7 @@ def _score_again(
         ids: Token ids, negative for padding.
         positions: Position of the next token of each row.
     """
-    policy: Any = cache.policy
+    policy: Any = cache.policy.inner
     layers: list[Any] = [layer for layer in cache.attention_layers if layer.sees_everything]
     padded = bool((ids < 0).any()) or not isinstance(cache.count, int)
     for rows in [[row] for row in range(len(ids))] if padded else [list(range(len(ids)))]:

@@ -13,7 +13,7 @@ from scrubjay.agents.kwai.limits import make_limits, make_prompt_token_counter
 from scrubjay.agents.language.text import estimate_tokens, make_token_counter
 from scrubjay.agents.tools import make_tools
 from scrubjay.experiments.commands.agent import AgentOptions
-from scrubjay.memory import MemoryBank
+from scrubjay.memory import MemoryBank, context
 
 from ..scripted_model import ScriptedModel, call, plan
 
@@ -84,6 +84,8 @@ def test_a_local_model_says_how_much_it_sees(tiny_chat):
 
     assert view_length(budget=1000) == 904
     assert view_length(policy="window", budget=1000) == 904
+    snapkv = context.make("snapkv", budget=1000)
+    assert view_length(policy=context.make("flexprefill", policy=snapkv)) == 904
     assert view_length(policy="full") == view_length(budget=9000) == 4000  # trained on 4,096
     with pytest.raises(ValueError, match=r"max_tokens=96.*budget is 64 tokens"):
         view_length(budget=64)

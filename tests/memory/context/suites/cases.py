@@ -29,6 +29,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 SAME_MODELS = dict.fromkeys(("adakv", "cake", "duo", "keydiff", "kvzap", "kvzip", "pyramidkv"), "snapkv")
 SAME_MODELS |= dict.fromkeys(("task_kv", "tova", "zipvl"), "snapkv")
+SAME_MODELS |= {"flexprefill": "full"}
 SAME_MODELS |= {"expected_attention": "sinks", "refreshkv": "recycled"}
 SAME_MODELS |= dict.fromkeys(("hip", "longheads", "quest"), "chunks")
 """Policies that serve the same models as others; `kvzip` refuses models that restart their states."""

@@ -35,8 +35,8 @@ cache has it, too. The tests set `time_step_min` to 1e-9. With the default of 0.
 standard deviation of 1.8 differ by up to 0.1 in the tiny models.
 
 The tables have seven policies. `adakv`, `cake`, `duo`, `keydiff`, `kvzap`, `pyramidkv`, `task_kv`, `tova`
-and `zipvl` serve the same models as `snapkv`, `expected_attention` the same as `sinks`, and `refreshkv` the
-same as `recycled`.
+and `zipvl` serve the same models as `snapkv`, `expected_attention` the same as `sinks`, `refreshkv` the
+same as `recycled`, and `flexprefill` the same as `full`.
 `kvzip` serves the same as `snapkv`, without `jamba` and `zamba`, which restart their states.
 
 The tests are `pytest tests/memory/context/suites -m ''`. The script

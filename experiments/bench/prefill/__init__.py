@@ -1,0 +1,1 @@
+"""Sparse reading of a prompt by FlexPrefill against dense attention (`speed`)."""
