@@ -7,7 +7,6 @@ import copy
 import importlib
 import importlib.util
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves,
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.experiments.files import replacement, write_atomically
+from scrubjay.experiments.resources import hide_warnings
 from scrubjay.experiments.runs.checkpoint import LATEST
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import gymnasium_id
@@ -180,15 +180,9 @@ def _translations() -> dict[Any, Callable[..., Any]]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hide warnings of torch's exporter about optional packages."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with hide_warnings("torch.onnx"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _root_cause(error: BaseException) -> str:

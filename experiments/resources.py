@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -231,6 +232,18 @@ def stopwatch() -> Iterator[ElapsedTime]:
     yield timing
     _await_device()
     timing.wall, timing.cpu = time.perf_counter() - wall, time.process_time() - cpu
+
+
+@contextmanager
+def hide_warnings(name: str) -> Iterator[None]:
+    """Hide the warnings of a logger inside the `with` block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def resident_bytes() -> int:

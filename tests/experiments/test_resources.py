@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import resource
 import signal
 import threading
@@ -19,6 +20,7 @@ from scrubjay.experiments.resources import (
     available_bytes,
     check_memory_limit,
     check_processes,
+    hide_warnings,
     limit_cpu,
     limit_memory,
 )
@@ -100,3 +102,12 @@ def test_more_processes_than_the_machine_can_start_are_refused():
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with pytest.raises(ValueError, match=r"env.num_envs=1,000,000,000: .* use fewer environments"):
         check_processes(10**9)
+
+
+def test_warnings_of_one_logger_are_hidden_inside_the_block(caplog):
+    logger, other = logging.getLogger("scrubjay.hidden"), logging.getLogger("scrubjay.shown")
+    with hide_warnings(logger.name):
+        logger.warning("first")
+        other.warning("second")
+    logger.warning("third")
+    assert caplog.messages == ["second", "third"]

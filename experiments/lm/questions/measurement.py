@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.experiments.lm.needles import split_sentences, string_match_all, token_counter
-from scrubjay.experiments.lm.options import QuestionsOptions
+from scrubjay.experiments.lm.options import QuestionsOptions, QuestionTime
 from scrubjay.experiments.lm.questions.passages import (
     PASSAGES,
     Passage,
@@ -31,11 +31,13 @@ from scrubjay.experiments.lm.questions.passages import (
     split_prompt,
 )
 from scrubjay.experiments.lm.questions.report import make_sections
+from scrubjay.experiments.lm.questions.shared_reading import MAX_CACHES, Reading, read_together
 from scrubjay.experiments.lm.reading import cache_nbytes, generate, losses, read
 from scrubjay.experiments.measurements import Records, write_table
 from scrubjay.experiments.progress import ProgressDisplay
-from scrubjay.experiments.resources import stopwatch
+from scrubjay.experiments.resources import hide_warnings, stopwatch
 from scrubjay.memory import context
+from scrubjay.memory.context import registry
 from scrubjay.memory.context.policies.budget import BudgetPolicy, get_window
 from scrubjay.memory.context.policies.scored.duo import DuoPolicy
 
@@ -77,8 +79,9 @@ def run_questions(options: QuestionsOptions, command: str) -> list[Path]:
     contenders, refusals = list_contenders(options, model)
     answers = Records(options.out / "answers.jsonl", ANSWER)
     perplexities = Records(options.out / "perplexity.jsonl", PERPLEXITY)
-    _answer_all(model, tokenizer, options, contenders, answers)
-    _stream_all(model, tokenizer, options, contenders, perplexities)
+    with hide_warnings(registry.__name__):  # dropped tokens are what is measured
+        _answer_all(model, tokenizer, options, contenders, answers)
+        _stream_all(model, tokenizer, options, contenders, perplexities)
     keys = {(one.method, one.share) for one in contenders}
     rows = [
         row
@@ -155,31 +158,62 @@ def _answer_all(
     present = {unit for unit, number in counts.items() if number == count_questions(unit[0])}
     if len(present) < len(counts):  # an interrupted text is answered again
         records.keep(lambda row: _unit(row) in present)
-    plan = [
-        (sample, kind, [pair for pair in pairs if (kind, sample, pair[0], *pair[1][:2]) not in present])
-        for pairs in [list(itertools.product(options.times, contenders))]
-        for sample in range(options.samples)
-        for kind in PASSAGES
-    ]
+    plan: list[tuple[int, str, QuestionTime, list[Contender]]] = []
+    for sample, kind, time in itertools.product(range(options.samples), PASSAGES, options.times):
+        missing = [one for one in contenders if (kind, sample, time, *one[:2]) not in present]
+        plan.append((sample, kind, time, missing))
     done = 0
     with ProgressDisplay(
-        "questions, texts", sum(len(pairs) for *_, pairs in plan), 0, not options.quiet
+        "questions, texts", sum(len(missing) for *_, missing in plan), 0, not options.quiet
     ) as display:
-        for sample, kind, pairs in plan:
-            if not pairs:
+        for sample, kind, time, missing in plan:
+            if not missing:
                 continue
-            seed = f"{options.seed} {kind} {sample}"
-            passage = make_passage(kind, options.length, count, sentences, seed)
-            for time, contender in pairs:
-                rows = list(answer_passage(model, tokenizer, passage, time, contender.policy, options.block))
-                for row in rows:
-                    records.append(
-                        {"passage": kind, "sample": sample, "time": time}
-                        | {"method": contender.method, "share": contender.share}
-                        | row
-                    )
-                done += 1
+            passage = make_passage(kind, options.length, count, sentences, f"{options.seed} {kind} {sample}")
+            unit = {"passage": kind, "sample": sample, "time": time}
+            for group in group_readers(missing, time):
+                copies = find_equal_answers(records, unit, group)
+                answers = copies or answer_passage(
+                    model, tokenizer, passage, time, [one.policy for one in group], options.block
+                )
+                for one, rows in zip(group, answers, strict=True):
+                    for row in rows:
+                        records.append(unit | {"method": one.method, "share": one.share} | row)
+                done += len(group)
                 display.update(done, {})
+
+
+def group_readers(contenders: Sequence[Contender], time: QuestionTime) -> Iterator[list[Contender]]:
+    """Yield groups of contenders that read a text together.
+
+    In a stream, the texts that the policies have compressed differ, so that each reads alone.
+    """
+    together = [one for one in contenders if one.policy.reads_whole and time != "streaming"]
+    for first in range(0, len(together), MAX_CACHES):
+        yield together[first : first + MAX_CACHES]
+    for one in contenders:
+        if one not in together:
+            yield [one]
+
+
+def find_equal_answers(
+    records: Records, unit: Mapping[str, Any], group: Sequence[Contender]
+) -> list[list[dict[str, Any]]] | None:
+    """Return the answers of a contender at another time, if it reads and answers at all times alike.
+
+    This holds for a policy that neither knows a question nor compresses a prompt when it ends.
+    """
+    (contender, *others) = group
+    if others or contender.policy.reads_whole or contender.policy.query_aware:
+        return None
+    rows = records.find(
+        passage=unit["passage"], sample=unit["sample"], method=contender.method, share=contender.share
+    )
+    rows = [row for row in rows if row["time"] == rows[0]["time"]]
+    keys = [*unit, "method", "share"]
+    return (
+        [[{name: value for name, value in row.items() if name not in keys} for row in rows]] if rows else None
+    )
 
 
 def _unit(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -191,58 +225,67 @@ def answer_passage(
     model: PreTrainedModel,
     tokenizer: Any,
     passage: Passage,
-    time: str,
-    policy: context.ContextPolicy,
+    time: QuestionTime,
+    policies: Sequence[context.ContextPolicy],
     block: int,
-) -> Iterator[dict[str, Any]]:
-    """Yield one row for each question of a passage; the text is read once, unless `time` is "known".
+) -> list[list[dict[str, Any]]]:
+    """Return one row for each policy and question of a passage.
+
+    The text is read once, unless `time` is "known". All policies read it together if there are several.
 
     Args:
         model: A causal language model of transformers.
         tokenizer: Tokenizer of the model.
         passage: Text and questions.
-        time: When the policy learns the question; one of `QuestionTime`.
-        policy: Policy of the cache.
-        block: Tokens per call of a stream.
+        time: When the policies learn the question.
+        policies: Policies of the caches. Several must read a prompt by full attention, and not a stream.
+        block: Tokens per call of a stream, and of a policy that reads a prompt in blocks.
     """
-    base, logits, read_cpu = None, torch.empty(0), 0.0
+    readings: list[Reading] = []
+    answers: list[list[dict[str, Any]]] = [[] for _ in policies]
     for kind, example in passage.questions:
         text, question = split_prompt(tokenizer, example)
-        if time == "known" or base is None:
-            base, tokens = context.PolicyCache(policy, model), text
-            if time == "known":
-                tokens, question = torch.cat([text, question]), question[:0]
+        if time == "known":
+            text, question = torch.cat([text, question]), question[:0]
+        if time == "known" or not readings:
+            readings = _read_text(model, text, policies, block, time == "streaming")
+        for (base, logits, read_cpu), rows in zip(readings, answers, strict=True):
+            size, cache = cache_nbytes(base), base if time == "known" else copy.deepcopy(base)
             with stopwatch() as timer:
-                logits = _read_text(model, base, tokens, block, streams=time == "streaming")
-            read_cpu = timer.cpu
-        size, cache = cache_nbytes(base), base if time == "known" else copy.deepcopy(base)
-        with stopwatch() as timer:
-            if len(question):
-                *_, logits = read(model, cache, question, block)
-            answer = generate(model, tokenizer, cache, logits, example)
-        reply = tokenizer.decode(answer)
-        yield {
-            "kind": kind,
-            "text": reply,
-            "score": string_match_all(reply, example.references),
-            "steps": len(answer),
-            "cpu": timer.cpu,
-            "read_cpu": read_cpu,
-            "cache_bytes": size,
-        }
+                if len(question):
+                    *_, logits = read(model, cache, question, block)
+                answer = generate(model, tokenizer, cache, logits, example)
+            reply = tokenizer.decode(answer)
+            rows.append(
+                {
+                    "kind": kind,
+                    "text": reply,
+                    "score": string_match_all(reply, example.references),
+                    "steps": len(answer),
+                    "cpu": timer.cpu,
+                    "read_cpu": read_cpu,
+                    "cache_bytes": size,
+                }
+            )
+    return answers
 
 
 def _read_text(
     model: PreTrainedModel,
-    cache: context.PolicyCache,
     tokens: Int[Tensor, " time"],
+    policies: Sequence[context.ContextPolicy],
     block: int,
     streams: bool,
-) -> Tensor:
-    """Read a text, in blocks if it streams, and return the logits of the next token."""
+) -> list[Reading]:
+    """Return caches that have read a text, in blocks if it streams."""
+    if not streams and all(policy.reads_whole for policy in policies):
+        return read_together(model, tokens, policies)
+    (policy,) = policies
+    cache = context.PolicyCache(policy, model)
     pieces = tokens.split(block) if streams else [tokens]
-    *_, logits = itertools.chain.from_iterable(read(model, cache, piece, block) for piece in pieces)
-    return logits
+    with stopwatch() as timer:
+        *_, logits = itertools.chain.from_iterable(read(model, cache, piece, block) for piece in pieces)
+    return [Reading(cache, logits, timer.cpu)]
 
 
 def _stream_all(

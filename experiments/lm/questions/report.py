@@ -50,7 +50,8 @@ def _describe(options: QuestionsOptions, answers: Rows) -> str:
         f"{options.model} in {options.dtype} reads texts of at most {options.length:,} tokens and answers "
         f"greedily. A stream has blocks of {options.block} tokens. Scores are the means over all questions, "
         "in percent of the references found, with 95 % intervals from a bootstrap over the texts. Each cell "
-        f"of the first table has at most {_most_answers(answers)} questions."
+        f"of the first table has at most {_most_answers(answers)} questions. A policy that neither looks at "
+        "the question nor compresses a prompt at its end answers alike at all times, and is measured once."
     )
 
 

@@ -21,7 +21,7 @@ def passage():
 @pytest.mark.parametrize("name", ["full", "sinks", "snapkv", "kvzip", "recycled"])
 def test_a_known_question_is_answered_as_in_one_prompt(name, model, passage):
     (model, tokenizer), policy = model, make_with_budget(name, 60, 160)
-    rows = list(answer_passage(model, tokenizer, passage, "known", policy, 16))
+    (rows,) = answer_passage(model, tokenizer, passage, "known", [policy], 16)
     for row, (kind, example) in zip(rows, passage.questions, strict=True):
         alone = answer(model, tokenizer, policy, example, 16)
         assert (row["kind"], row["text"], row["score"]) == (kind, alone.text, alone.score)
@@ -30,8 +30,8 @@ def test_a_known_question_is_answered_as_in_one_prompt(name, model, passage):
 @pytest.mark.parametrize("time", ["known", "later", "streaming"])
 def test_a_policy_that_keeps_all_answers_alike_at_all_times(time, model, passage):
     model, tokenizer = model
-    rows = list(answer_passage(model, tokenizer, passage, time, context.make("full"), 16))
-    once = list(answer_passage(model, tokenizer, passage, "known", context.make("full"), 16))
+    (rows,) = answer_passage(model, tokenizer, passage, time, [context.make("full")], 16)
+    (once,) = answer_passage(model, tokenizer, passage, "known", [context.make("full")], 16)
     assert [row["text"] for row in rows] == [row["text"] for row in once]
 
 
@@ -47,7 +47,8 @@ def test_the_text_is_read_once_unless_the_question_is_known(time, texts, model, 
         return forward(self, input_ids, **keywords)
 
     monkeypatch.setattr(kind, "forward", record_length)
-    rows = list(answer_passage(model, tokenizer, passage, time, make_with_budget("snapkv", 60, 160), 64))
+    policy = make_with_budget("snapkv", 60, 160)
+    (rows,) = answer_passage(model, tokenizer, passage, time, [policy], 64)
     assert len([length for length in lengths if length >= 64]) == texts * (2 if time == "streaming" else 1)
     assert len({row["cache_bytes"] for row in rows}) == 1 or time == "known"
 
@@ -86,6 +87,15 @@ def test_all_stands_for_every_policy_once(text):
     assert QuestionsOptions(text=(text,), methods=("sinks", "all")).list_methods() == list(
         dict.fromkeys(["sinks", *context.list_policies()])
     )
+
+
+def test_a_policy_that_reads_in_blocks_answers_once_for_all_times(run, rows, model, text):
+    flags = ("--length", 700, "--shares", 0.3, "--samples", 1, "--perplexity", 48, "--methods", "sinks")
+    answers = rows(run("questions", *flags) / "answers.jsonl")
+    assert len(answers) == 3 * 7
+    parts = [[row for row in answers if row["time"] == time] for time in ("known", "later", "streaming")]
+    for part in parts:
+        assert [row | {"time": ""} for row in part] == [row | {"time": ""} for row in parts[0]]
 
 
 @pytest.mark.slow
