@@ -173,9 +173,11 @@ def run_cost(options: CostOptions, command: str) -> list[Path]:
     model = options.start()
     sizes = ModelSizes.of(model)
     rows = [row for folder in options.rows for row in read_rows(folder, options)]
+    if len(rows) == 1:
+        raise ValueError("--rows has one measured time; fit and check need at least two: add a folder")
     if rows:
         machine = fit_machine(sizes, rows[::2])
-        errors = relative_errors(machine, sizes, rows[1::2]) or [float("nan")]
+        errors = relative_errors(machine, sizes, rows[1::2])
         about = (
             f"Two constants were fitted to {len(rows[::2])} measured times. They predict the other "
             f"{len(rows[1::2])} with a median error of {statistics.median(errors):.0%} and a largest error "
@@ -280,6 +282,8 @@ def read_rows(folder: Path, options: CostOptions) -> list[Row]:
     for row in Records(folder / "turns.jsonl", ROW).rows:
         if row["method"] != RECOMPUTE:
             times.setdefault((row["context"], row["method"]), []).append(row["cpu"])
+    if not times:
+        raise ValueError(f"{folder} has no measured times yet; end its scrubjay longcontext speed first")
     budget = int(settings["budget"])
     return [
         Row(make_policy(name, budget), length, statistics.median(some))

@@ -139,6 +139,11 @@ def test_the_command_fits_measured_times_and_recommends(run, model_folder, tmp_p
     assert "was measured with dtype='float32', not 'bfloat16'" in capsys.readouterr().err
     assert main([*words, "--rows", str(tmp_path)]) == 2
     assert "name a folder of scrubjay longcontext speed" in capsys.readouterr().err
+    lines = [line for line in (folder / "turns.jsonl").read_text().splitlines(True) if '"full"' in line]
+    for count, message in ((0, "has no measured times yet"), (1, "--rows has one measured time")):
+        (folder / "turns.jsonl").write_text("".join(lines[:count]))
+        assert main([*words, "--rows", str(folder)]) == 2
+        assert message in capsys.readouterr().err
     assert main([*words, "--latency", "0"]) == 2
     assert "latency=0.0: must be positive" in capsys.readouterr().err
 
