@@ -152,7 +152,11 @@ class LocalChatModel(BaseChatModel):
 
         The default budget depends on the model, so the model is loaded.
         """
-        return resolve_budget(self._make_policy(), self.loaded_model.trained_length)
+        return self._policy_for(self.loaded_model)
+
+    def _policy_for(self, loaded_model: LoadedModel) -> context.ContextPolicy:
+        policy = self._make_policy().for_tokenizer(loaded_model.tokenize)
+        return resolve_budget(policy, loaded_model.trained_length)
 
     def _make_policy(self) -> context.ContextPolicy:
         if not isinstance(self.policy, str):
@@ -401,7 +405,7 @@ class LocalChatModel(BaseChatModel):
                 prompt[len(conversation.last_prompt) :]
             )
         tokens = loaded_model.tokenize(prompt)
-        policy = resolve_budget(self._make_policy(), loaded_model.trained_length)
+        policy = self._policy_for(loaded_model)
         branch = self._conversations.branch(tokens, loaded_model, thread, policy)
         if branch is not None:
             return branch, tokens[branch.cache.get_seq_length() :]

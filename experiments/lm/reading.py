@@ -71,6 +71,11 @@ def tokenize_text(tokenizer: Any, text: str) -> Int[Tensor, " time"]:
     return tokenize(tokenizer, ControlTokens(tokenizer).escape(text))
 
 
+def for_tokenizer(policy: context.ContextPolicy, tokenizer: Any) -> context.ContextPolicy:
+    """Return a context policy for the texts of a tokenizer of transformers."""
+    return policy.for_tokenizer(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 @dataclass(frozen=True)
 class Answer:
     """Answer of a model, with its score and cost."""
@@ -122,7 +127,7 @@ def answer(
     model: PreTrainedModel, tokenizer: Any, policy: context.ContextPolicy, example: Example, block: int
 ) -> Answer:
     """Read an example in blocks of tokens under a context policy, and `generate` the answer."""
-    cache = context.PolicyCache(policy, model)
+    cache = context.PolicyCache(for_tokenizer(policy, tokenizer), model)
     tokens = tokenize(tokenizer, example.render(tokenizer))
     with stopwatch() as timer:
         *_, logits = read(model, cache, tokens, block)

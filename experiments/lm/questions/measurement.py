@@ -32,7 +32,7 @@ from scrubjay.experiments.lm.questions.passages import (
 )
 from scrubjay.experiments.lm.questions.report import make_sections
 from scrubjay.experiments.lm.questions.shared_reading import MAX_CACHES, Reading, read_together
-from scrubjay.experiments.lm.reading import cache_nbytes, generate, losses, read
+from scrubjay.experiments.lm.reading import cache_nbytes, for_tokenizer, generate, losses, read
 from scrubjay.experiments.measurements import Records, write_table
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.resources import hide_warnings, stopwatch
@@ -241,6 +241,7 @@ def answer_passage(
         policies: Policies of the caches. Several must read a prompt by full attention, and not a stream.
         block: Tokens per call of a stream, and of a policy that reads a prompt in blocks.
     """
+    policies = [for_tokenizer(policy, tokenizer) for policy in policies]
     readings: list[Reading] = []
     answers: list[list[dict[str, Any]]] = [[] for _ in policies]
     for kind, example in passage.questions:
@@ -310,7 +311,8 @@ def _stream_all(
     total, done = sum(length for length, _ in plan), 0
     with ProgressDisplay("questions, streamed tokens", total, 0, not options.quiet) as display:
         for length, one in plan:
-            cache, nats, size = context.PolicyCache(one.policy, model), 0.0, 0
+            cache = context.PolicyCache(for_tokenizer(one.policy, tokenizer), model)
+            nats, size = 0.0, 0
             with stopwatch() as timer:
                 for first in range(0, length, options.block):
                     piece = slice(first, min(first + options.block, length))

@@ -410,6 +410,11 @@ class ContextPolicy(ABC):
         """Object that reads the first tokens of a text; None for the attention of the memory."""
         return None
 
+    def for_tokenizer(self, tokenize: Callable[[str], Sequence[int]]) -> ContextPolicy:
+        """Return the policy for texts of a tokenizer; `tokenize` returns the token ids of a text."""
+        del tokenize
+        return self
+
     def call_length(self, prompt: int, block: int) -> int:
         """Return the number of tokens to read per call: `prompt` if `query_aware`, else `block`."""
         return max(prompt, 1) if self.query_aware else block

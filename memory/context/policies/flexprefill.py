@@ -20,7 +20,7 @@ layers with sliding windows, which read few keys anyway. Use it for one long pro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -129,6 +129,10 @@ class FlexPrefillPolicy(ContextPolicy):
     def for_layer(self, index: int, count: int) -> ContextPolicy:
         """Return the policy of layer `index` of `count` layers with full attention."""
         return replace(self, policy=self.policy.for_layer(index, count))
+
+    def for_tokenizer(self, tokenize: Callable[[str], Sequence[int]]) -> ContextPolicy:
+        """Return the policy with an inner policy for texts of a tokenizer."""
+        return replace(self, policy=self.policy.for_tokenizer(tokenize))
 
     def build(self) -> LayerMemory:
         """Return an empty memory of the inner policy for one layer."""

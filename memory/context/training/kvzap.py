@@ -29,10 +29,9 @@ from scrubjay.memory.context.capture import attention_modules
 from scrubjay.memory.context.identity import architecture, sample_weights
 from scrubjay.memory.context.policies.dense import Scoring
 from scrubjay.memory.context.policies.scored.kvzap import KVzapWeights
-from scrubjay.memory.context.policies.scored.kvzip import KVzipPolicy
+from scrubjay.memory.context.policies.scored.kvzip import INSTRUCTION, KVzipPolicy
 from scrubjay.memory.context.policies.scored.second_pass import Repetition
 
-INSTRUCTION = "\n\nRepeat the previous context exactly.\n\n"
 PASSAGE = 1000
 """Tokens of a passage, as in the authors' texts of 750 to 1,250 tokens."""
 PENALTY = 0.01

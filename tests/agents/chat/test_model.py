@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.memory import context
+from scrubjay.memory.context.policies.scored.kvzip import INSTRUCTION
 
 from .talking import QUESTIONS, read, talk, weather
 
@@ -156,3 +158,12 @@ def test_a_budget_beside_a_policy_object_is_refused(chat):
     assert chat(policy=policy).context_policy == policy
     with pytest.raises(ValueError, match=r"budget=128: the policy is the object SinksPolicy\(budget=64"):
         chat(policy=policy, budget=128)
+
+
+def test_kvzip_repeats_a_text_after_an_instruction(chat):
+    model = chat(policy="kvzip", budget=512)
+    policy: Any = model.context_policy
+    assert policy.instruction == tuple(model.loaded_model.tokenize(INSTRUCTION))
+    assert policy.instruction
+    model.invoke("Hello")
+    assert model._conversations.latest(None).cache.policy == policy

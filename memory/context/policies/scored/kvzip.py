@@ -17,17 +17,21 @@ text, also if they are not known yet. Reading takes about twice the time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scrubjay.memory.context.policies.base import CacheShape, LayerMemory, check_minimums
+from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, check_minimums
 from scrubjay.memory.context.policies.dense import Scoring
 from scrubjay.memory.context.policies.scored.base import Heads, Queries, ScoredPolicy
 from scrubjay.memory.context.policies.scored.second_pass import RepeatedMemory, Repetition
+
+INSTRUCTION = "\n\nRepeat the previous context exactly.\n\n"
+"""Text before each repeated chunk."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class KVzipPolicy(ScoredPolicy):
 
     chunk: int = 2048
     """Number of tokens that are repeated at once."""
-    instruction: tuple[int, ...] = ()
-    """Token ids that stand before each repeated chunk, such as those of "Repeat the previous context:"."""
+    instruction: tuple[int, ...] | None = None
+    """Token ids that stand before each repeated chunk. None: those of `INSTRUCTION` where the tokenizer is
+    known, as in `LocalChatModel`, and no tokens elsewhere; see `for_tokenizer`."""
 
     heads: Heads = "adaptive"
     """Split of the budget; only "adaptive", since one threshold applies to all heads of all layers."""
@@ -56,8 +61,14 @@ class KVzipPolicy(ScoredPolicy):
                 f"heads={self.heads!r}: must be 'adaptive', since one threshold applies to all heads of all "
                 "layers"
             )
-        if any(token < 0 for token in self.instruction):
+        if any(token < 0 for token in self.instruction or ()):
             raise ValueError(f"instruction={self.instruction}: token ids must not be negative")
+
+    def for_tokenizer(self, tokenize: Callable[[str], Sequence[int]]) -> ContextPolicy:
+        """Return the policy with the ids of `INSTRUCTION`, unless its instruction is set."""
+        return (
+            self if self.instruction is not None else replace(self, instruction=tuple(tokenize(INSTRUCTION)))
+        )
 
     def score(
         self,

@@ -198,7 +198,7 @@ def _score_again(
             memories = [clone.layers[layer.index].memory for layer in layers]
             for memory in memories:
                 memory.chunk = chunk.shape[1], own.shape[1] - first - chunk.shape[1]
-            instruction = torch.tensor(policy.instruction, dtype=chunk.dtype, device=chunk.device)
+            instruction = torch.tensor(policy.instruction or (), dtype=chunk.dtype, device=chunk.device)
             again = torch.cat([instruction.expand(len(chunk), -1), chunk], dim=1)
             places = positions[rows][:, None] + torch.arange(again.shape[1], device=chunk.device)
             options = {"position_ids": places} if cache.takes_positions else {}

@@ -102,3 +102,18 @@ def test_every_head_keeps_its_share_under_kvzip(tiny_llama, text):
     cache = context.PolicyCache(policy, model)
     read(model, cache, text)
     assert all((layer.memory.state["lengths"] == 14).all() for layer in cache.attention_layers)
+
+
+def test_a_tokenizer_gives_the_instruction_that_is_not_set():
+    def tokenize(text):
+        return [len(word) for word in text.split()]
+
+    policy = context.make("kvzip", budget=64)
+    resolved: Any = policy.for_tokenizer(tokenize)
+    assert resolved == context.make("kvzip", budget=64, instruction=(6, 3, 8, 7, 8))
+    assert resolved.for_tokenizer(lambda text: [0]) == resolved
+    for ids in ((), (3,)):
+        own = context.make("kvzip", budget=64, instruction=ids)
+        assert own.for_tokenizer(tokenize) == own
+    wrapped: Any = context.make("flexprefill", policy=policy).for_tokenizer(tokenize)
+    assert wrapped.policy == resolved
