@@ -109,11 +109,11 @@ def test_a_tokenizer_gives_the_instruction_that_is_not_set():
         return [len(word) for word in text.split()]
 
     policy = context.make("kvzip", budget=64)
-    instructed: Any = policy.for_tokenizer(tokenize)
-    assert instructed == context.make("kvzip", budget=64, instruction=(6, 3, 8, 7, 8))
-    assert instructed.for_tokenizer(lambda text: [0]) == resolved
+    policy_with_ids: Any = policy.for_tokenizer(tokenize)
+    assert policy_with_ids == context.make("kvzip", budget=64, instruction=(6, 3, 8, 7, 8))
+    assert policy_with_ids.for_tokenizer(lambda text: [0]) == resolved
     for ids in ((), (3,)):
         own = context.make("kvzip", budget=64, instruction=ids)
         assert own.for_tokenizer(tokenize) == own
     outer: Any = context.make("flexprefill", policy=policy).for_tokenizer(tokenize)
-    assert outer.policy == instructed
+    assert outer.policy == policy_with_ids
