@@ -111,7 +111,7 @@ def test_a_tokenizer_gives_the_instruction_that_is_not_set():
     policy = context.make("kvzip", budget=64)
     policy_with_ids: Any = policy.for_tokenizer(tokenize)
     assert policy_with_ids == context.make("kvzip", budget=64, instruction=(6, 3, 8, 7, 8))
-    assert policy_with_ids.for_tokenizer(lambda text: [0]) == resolved
+    assert policy_with_ids.for_tokenizer(lambda text: [0]) == policy_with_ids
     for ids in ((), (3,)):
         own = context.make("kvzip", budget=64, instruction=ids)
         assert own.for_tokenizer(tokenize) == own
