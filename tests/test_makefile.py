@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SEPARATE = {"elsewhere", "gpu", "revisions"}
+SEPARATE = {"elsewhere", "gpu", "prefill", "revisions"}
 """Benchmarks with a target or a command of their own."""
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

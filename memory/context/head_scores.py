@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from scrubjay.memory.context.identity import architecture, is_similar
 from scrubjay.memory.context.layers.layer_types import LayerType
+from scrubjay.memory.context.layers.rotation import find_rotation
 from scrubjay.memory.context.policies.base import ContextPolicy
 from scrubjay.memory.context.policies.flexprefill import FlexPrefillPolicy
 from scrubjay.memory.context.policies.scored.duo import DuoPolicy
@@ -42,7 +43,8 @@ def resolve_scores(
     if isinstance(policy, FlexPrefillPolicy):
         return replace(policy, policy=resolve_scores(policy.inner, model, layer_types))
     if isinstance(policy, KVzapPolicy):
-        return resolve_weights(policy, model, layers)
+        sizes = find_rotation(model).sizes
+        return resolve_weights(policy, model, {index: sizes[index][0] for index in layers})
     if not isinstance(policy, DuoPolicy):
         return policy
     if policy.scores is None:

@@ -15,6 +15,7 @@ divergence accepts shares of 0. Rows of a batch select for themselves.
 Memory: that of the inner policy. Only the first call of a cache is sparse, and only if it has more tokens
 than `min_budget` and two blocks. Layers with soft caps or learned sinks read it by dense attention. So do
 layers with sliding windows, which read few keys anyway. Use it for one long prompt; later turns are dense.
+Reports on the tokens that were read (`get_retained_tokens`) name all tokens after a sparse prompt.
 """
 
 from __future__ import annotations

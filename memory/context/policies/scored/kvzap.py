@@ -29,7 +29,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -191,10 +191,11 @@ class KVzapMemory(StoredScoreMemory):
             self.evict(scores, prompts, 1.0 if is_deferred else None)
 
 
-def resolve_weights(policy: KVzapPolicy, model: PreTrainedModel, layers: Sequence[int]) -> KVzapPolicy:
+def resolve_weights(policy: KVzapPolicy, model: PreTrainedModel, heads: Mapping[int, int]) -> KVzapPolicy:
     """Return the policy with the digest of its weights, which are then registered.
 
-    `layers` has the indices of the layers with full attention.
+    `heads` has the number of key heads in the cache by the index of each layer with full attention. Some
+    models repeat the heads of their config.
 
     Raises:
         ValueError: If there are no weights of the model, or if they are those of another model.
@@ -210,14 +211,14 @@ def resolve_weights(policy: KVzapPolicy, model: PreTrainedModel, layers: Sequenc
             f"them with `{TRAINING} FOLDER --out FILE`, and use KVzapPolicy(weights='FILE')"
         )
     config = model.config.get_text_config(decoder=True)
-    heads, width = (getattr(config, key, None) for key in ("num_key_value_heads", "hidden_size"))
-    for layer in layers:
+    width = getattr(config, "hidden_size", None)
+    for layer, count in heads.items():
         if layer not in weights.maps:
             raise ValueError(f"weights={policy.weights!r}: no map of layer {layer}, but of {[*weights.maps]}")
         own_heads, own_width = weights.maps[layer].shape
-        if isinstance(heads, int) and own_heads != heads:
+        if own_heads != count:
             raise ValueError(
-                f"weights={policy.weights!r}: saved with key_heads={own_heads}, but the model has {heads}"
+                f"weights={policy.weights!r}: saved with key_heads={own_heads}, but the model has {count}"
             )
         if isinstance(width, int) and own_width != width + 1:
             raise ValueError(

@@ -12,8 +12,9 @@ from scrubjay.memory.context.layers.policy import FIRST, MARKS, add_marks, find_
 
 POLICIES = [*context.list_policies(), *BY_LAYER]
 # Scores of `expected_attention` and summaries of `longheads` depend on the values, and `kvzip` reads again
-# with a copy of its memories.
-WITH_SHADOW = [name for name in POLICIES if name not in ("expected_attention", "kvzip", "longheads")]
+# with a copy of its memories. `flexprefill` reports all tokens of a prompt that it has read sparsely.
+OTHERS = ("expected_attention", "flexprefill", "kvzip", "longheads")
+WITH_SHADOW = [name for name in POLICIES if name not in OTHERS]
 pytestmark = [pytest.mark.requires("transformers"), pytest.mark.usefixtures("register_test_policies")]
 
 
