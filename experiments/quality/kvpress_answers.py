@@ -15,9 +15,11 @@ does: the positions of a question go on after the whole text.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,9 @@ def export(arguments: argparse.Namespace) -> None:
     from scrubjay.experiments.lm.questions.passages import PASSAGES, make_passage, split_prompt
     from scrubjay.memory import context
 
-    options = QuestionsOptions(text=(arguments.text,), length=arguments.length, samples=arguments.samples)
+    options = QuestionsOptions(
+        text=(arguments.text,), model=arguments.model, length=arguments.length, samples=arguments.samples
+    )
     model, tokenizer = context.load_model(options.model, torch.float32)
     sentences, count = split_sentences(options.read()), token_counter(tokenizer)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +80,8 @@ def answer(arguments: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts, out = _read(arguments.folder / "prompts.jsonl"), arguments.folder / "answers.jsonl"
     present = {tuple(row[key] for key in _KEYS) for row in _read(out)} if out.exists() else set()
-    for name, share, time in itertools.product((*PRESSES, ADAKV), arguments.shares, TIMES):
+    shares: list[float] = arguments.shares
+    for name, share, time in itertools.product((*PRESSES, ADAKV), shares, TIMES):
         text: list[int] = []
         for prompt in prompts:
             row = {key: prompt[key] for key in _KEYS[:3]} | {"time": time, "method": name, "share": share}
@@ -105,7 +110,7 @@ class Reader:
         import torch
         from transformers import DynamicCache
 
-        self.cache = DynamicCache()
+        self.cache: Any = DynamicCache()
         with press(self.model):
             output = self.model.model(input_ids=torch.tensor([text]), past_key_values=self.cache)
         self.first = self.model.lm_head(output.last_hidden_state[0, -1])
@@ -138,8 +143,7 @@ class Reader:
 
 def make_press(name: str, ratio: float) -> Any:
     """Return a press that removes this share of the tokens."""
-    import kvpress
-
+    kvpress = importlib.import_module("kvpress")
     if name == ADAKV:
         return kvpress.AdaKVPress(kvpress.SnapKVPress(compression_ratio=ratio))
     return getattr(kvpress, PRESSES[name])(compression_ratio=ratio)
@@ -181,13 +185,14 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def main() -> None:
-    """Parse the command line and run one of the three parts."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse the words of a command line and run one of the three parts."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parts = parser.add_subparsers(required=True)
     one = parts.add_parser("export", help="write prompts and model")
     one.add_argument("text", type=Path, help="long text, as for scrubjay longcontext questions")
     one.add_argument("--out", type=Path, default=Path("runs/kvpress"), help="folder to write")
+    one.add_argument("--model", default="smollm2", help="model name or folder")
     one.add_argument("--length", type=int, default=4096, help="largest number of tokens")
     one.add_argument("--samples", type=int, default=7, help="number of texts of each kind")
     one.set_defaults(run=export)
@@ -201,7 +206,7 @@ def main() -> None:
     three.add_argument("folder", type=Path, help="folder of `export`")
     three.add_argument("ours", type=Path, help="folder of scrubjay longcontext questions")
     three.set_defaults(run=table)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     arguments.run(arguments)
 
 
