@@ -109,7 +109,8 @@ CODE = (
         "builtins.getattr([!?]*) operator.methodcaller",
         "names of a fixed set",
         "agents/tools/holidays.py docs/names.py experiments/commands/main.py "
-        "experiments/quality/context_peers.py experiments/tasks/wrappers.py",
+        "experiments/quality/context_peers.py experiments/quality/kvpress_answers.py "
+        "experiments/tasks/wrappers.py",
     ),
     Border(
         "gymnasium.make gymnasium.make_vec gymnasium.spec gymnasium.envs.registration.load_env_creator",
@@ -153,7 +154,7 @@ MODELS = (
         "transformers.AutoTokenizer.from_pretrained transformers.AutoConfig.from_pretrained "
         "transformers.AutoModelForCausalLM.from_pretrained",
         "local files, no code of the folder",
-        "memory/context/",
+        "memory/context/ experiments/quality/kvpress_answers.py",
         {"local_files_only": "True", "trust_remote_code": "False"},
     ),
     Border(
@@ -216,7 +217,7 @@ TEXTS = (
         "errors of form and of depth are errors of the reader",
         "agents/chat/answer_format.py agents/chat/conversations.py agents/kwai/planner.py agents/langchain/ "
         "agents/language/text.py agents/rl/pretrained.py agents/tools/ docs/ experiments/answers/ "
-        "experiments/quality/rows.py "
+        "experiments/quality/kvpress_answers.py experiments/quality/rows.py "
         "experiments/bench/ experiments/cli/cache.py experiments/files.py experiments/launch/search.py "
         "experiments/lm/ experiments/measurements.py memory/bank/ memory/context/",
     ),

@@ -76,8 +76,11 @@ def answer(arguments: argparse.Namespace) -> None:
 
     torch.set_grad_enabled(False)
     folder = str(arguments.folder / "model")
-    reader = Reader(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    reader = Reader(model)
     prompts, out = _read(arguments.folder / "prompts.jsonl"), arguments.folder / "answers.jsonl"
     present = {tuple(row[key] for key in _KEYS) for row in _read(out)} if out.exists() else set()
     shares: list[float] = arguments.shares
