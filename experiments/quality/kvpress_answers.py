@@ -43,23 +43,21 @@ def export(arguments: argparse.Namespace) -> None:
     """Write the tokens of all prompts, and the model in the format of transformers."""
     import torch
 
-    from scrubjay.experiments.lm.needles import split_sentences, token_counter
     from scrubjay.experiments.lm.options import QuestionsOptions
-    from scrubjay.experiments.lm.questions.passages import PASSAGES, make_passage, split_prompt
+    from scrubjay.experiments.lm.questions.measurement import make_passages
+    from scrubjay.experiments.lm.questions.passages import PASSAGES, split_prompt
     from scrubjay.memory import context
 
     options = QuestionsOptions(
         text=(arguments.text,), model=arguments.model, length=arguments.length, samples=arguments.samples
     )
     model, tokenizer = context.load_model(options.model, torch.float32)
-    sentences, count = split_sentences(options.read()), token_counter(tokenizer)
+    make = make_passages(options, tokenizer)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "prompts.jsonl").open("w", encoding="utf-8") as file:
         for sample in range(options.samples):
             for passage in PASSAGES:
-                seed = f"{options.seed} {passage} {sample}"
-                questions = make_passage(passage, options.length, count, sentences, seed).questions
-                for kind, example in questions:
+                for kind, example in make(passage, sample).questions:
                     text, question = split_prompt(tokenizer, example)
                     row = {"passage": passage, "sample": sample, "kind": kind}
                     row |= {"text": text.tolist(), "question": question.tolist()}

@@ -15,7 +15,6 @@ from scrubjay.memory.context.identity import architecture, is_similar
 from scrubjay.memory.context.layers.layer_types import LayerType
 from scrubjay.memory.context.layers.rotation import find_rotation
 from scrubjay.memory.context.policies.base import ContextPolicy
-from scrubjay.memory.context.policies.flexprefill import FlexPrefillPolicy
 from scrubjay.memory.context.policies.scored.duo import DuoPolicy
 from scrubjay.memory.context.policies.scored.kvzap import KVzapPolicy, resolve_weights
 
@@ -40,8 +39,10 @@ def resolve_scores(
     Raises ValueError if there are none of the model, or if they have another number of heads.
     """
     layers = [index for index, kind in enumerate(layer_types) if kind.attends and kind.window is None]
-    if isinstance(policy, FlexPrefillPolicy):
-        return replace(policy, policy=resolve_scores(policy.inner, model, layer_types))
+    return policy.map_inner(lambda inner: _resolve_own(inner, model, layers))
+
+
+def _resolve_own(policy: ContextPolicy, model: PreTrainedModel, layers: Sequence[int]) -> ContextPolicy:
     if isinstance(policy, KVzapPolicy):
         sizes = find_rotation(model).sizes
         return resolve_weights(policy, model, {index: sizes[index][0] for index in layers})

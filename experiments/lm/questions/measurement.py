@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +154,7 @@ def _answer_all(
     records: Records,
 ) -> None:
     """Let every contender answer all questions that it has not answered yet."""
-    sentences, count = split_sentences(options.read()), token_counter(tokenizer)
+    make = make_passages(options, tokenizer)
     counts = Counter(map(_unit, records.rows))
     present = {unit for unit, number in counts.items() if number == count_questions(unit[0])}
     if len(present) < len(counts):  # an interrupted text is answered again
@@ -169,7 +170,7 @@ def _answer_all(
         for sample, kind, time, missing in plan:
             if not missing:
                 continue
-            passage = make_passage(kind, options.length, count, sentences, f"{options.seed} {kind} {sample}")
+            passage = make(kind, sample)
             unit = {"passage": kind, "sample": sample, "time": time}
             for group in group_readers(missing, time):
                 copies = find_equal_answers(records, unit, group)
@@ -181,6 +182,17 @@ def _answer_all(
                         records.append(unit | {"method": one.method, "share": one.share} | row)
                 done += len(group)
                 display.update(done, {})
+
+
+def make_passages(options: QuestionsOptions, tokenizer: Any) -> Callable[[str, int], Passage]:
+    """Return a function that makes the passage of a kind and a sample, and remembers the last one."""
+    sentences, count = split_sentences(options.read()), token_counter(tokenizer)
+
+    @functools.lru_cache(maxsize=1)
+    def make(kind: str, sample: int) -> Passage:
+        return make_passage(kind, options.length, count, sentences, f"{options.seed} {kind} {sample}")
+
+    return make
 
 
 def group_readers(contenders: Sequence[Contender], time: QuestionTime) -> Iterator[list[Contender]]:

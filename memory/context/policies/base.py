@@ -400,6 +400,10 @@ class ContextPolicy(ABC):
         """Policy of the cache; `self`, unless the policy only changes how another one reads a prompt."""
         return self
 
+    def map_inner(self, change: Callable[[ContextPolicy], ContextPolicy]) -> ContextPolicy:
+        """Return this policy with a changed policy of the cache."""
+        return change(self)
+
     @property
     def file_policy(self) -> ContextPolicy:
         """Policy whose name and fields a cache file has; by default `self`."""

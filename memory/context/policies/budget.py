@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from scrubjay.memory.context.policies.base import ContextPolicy
-from scrubjay.memory.context.policies.flexprefill import FlexPrefillPolicy
 
 MAX_DEFAULT_BUDGET = 8192
 """Largest default budget, in tokens."""
@@ -39,8 +38,10 @@ class BudgetPolicy(ContextPolicy):
 
 def resolve_budget(policy: ContextPolicy, window: int | None) -> ContextPolicy:
     """Return the policy with the default budget for a model of this window, unless its budget is set."""
-    if isinstance(policy, FlexPrefillPolicy):
-        return replace(policy, policy=resolve_budget(policy.inner, window))
+    return policy.map_inner(lambda inner: _resolve_own(inner, window))
+
+
+def _resolve_own(policy: ContextPolicy, window: int | None) -> ContextPolicy:
     if not isinstance(policy, BudgetPolicy) or policy.budget is not None:
         return policy
     budget = MAX_DEFAULT_BUDGET if window is None else min(window - policy.margin, MAX_DEFAULT_BUDGET)

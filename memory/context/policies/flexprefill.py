@@ -103,6 +103,10 @@ class FlexPrefillPolicy(ContextPolicy):
         """Policy of the cache."""
         return self.policy
 
+    def map_inner(self, change: Callable[[ContextPolicy], ContextPolicy]) -> ContextPolicy:
+        """Return the policy with a changed inner policy."""
+        return replace(self, policy=change(self.policy))
+
     @property
     def file_policy(self) -> ContextPolicy:
         """Policy whose name and fields a cache file has: the inner policy."""
@@ -129,11 +133,11 @@ class FlexPrefillPolicy(ContextPolicy):
 
     def for_layer(self, index: int, count: int) -> ContextPolicy:
         """Return the policy of layer `index` of `count` layers with full attention."""
-        return replace(self, policy=self.policy.for_layer(index, count))
+        return self.map_inner(lambda inner: inner.for_layer(index, count))
 
     def for_tokenizer(self, tokenize: Callable[[str], Sequence[int]]) -> ContextPolicy:
         """Return the policy with an inner policy for texts of a tokenizer."""
-        return replace(self, policy=self.policy.for_tokenizer(tokenize))
+        return self.map_inner(lambda inner: inner.for_tokenizer(tokenize))
 
     def build(self) -> LayerMemory:
         """Return an empty memory of the inner policy for one layer."""
