@@ -19,7 +19,7 @@ from langchain_core.embeddings import Embeddings
 from scrubjay.experiments.lm.conversations import Conversation
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Change, Consolidation
-from scrubjay.memory.bank.file.words import index_text, match_terms
+from scrubjay.memory.bank.file.words import index_words, query_terms
 from scrubjay.memory.bank.record import Record
 
 _BATCH = 512
@@ -139,17 +139,21 @@ def bm25_index(
     pairs.
     """
     index = sqlite3.connect(":memory:")
-    index.execute('CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "porter unicode61")')
+    tokenizer = "unicode61" if careful else "porter unicode61"
+    index.execute(f'CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "{tokenizer}")')
     index.executemany(
         "INSERT INTO words (rowid, text) VALUES (?, ?)",
         [
-            (place, index_text(turn.text) if careful else turn.text)
+            (place, " ".join(index_words(turn.text)) if careful else turn.text)
             for place, turn in enumerate(conversation.turns)
         ],
     )
 
     def search(question: str, k: int) -> list[tuple[int, float]]:
-        terms = match_terms(question) if careful else [f'"{word}"' for word in re.findall(r"\w+", question)]
+        terms = [f'"{word}"' for word in re.findall(r"\w+", question)]
+        if careful:
+            stems = [(stem, term.is_prefix) for term in query_terms(question) for stem in term.words]
+            terms = [f'"{stem}"*' if is_prefix else f'"{stem}"' for stem, is_prefix in stems]
         sql = "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?"
         return index.execute(sql, (" OR ".join(terms), k)).fetchall() if terms else []
 

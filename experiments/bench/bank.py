@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,8 +36,10 @@ from scrubjay.experiments.resources import peak_bytes
 from scrubjay.kernels import nearest
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.embedding_model import normalize_vectors
+from scrubjay.memory.bank.file.postings import BLOCK, insert_entries
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.search.approximate import ApproximateIndex
+from scrubjay.memory.bank.search.completeness import read_entries
 from scrubjay.memory.bank.search.dense import VectorIndex
 
 _VOCABULARY, _WORDS, _CENTRES = 50_000, 12, 2_000
@@ -160,13 +163,9 @@ def multiply(source: Path, path: Path, copies: int, embeddings: CheapEmbeddings)
             f"FROM records WHERE number <= {size}",
             offset,
         )
-        connection.execute(
-            (
-                "INSERT INTO words (rowid, scope, body) SELECT rowid + ?1, scope, body FROM words WHERE "
-                f"rowid <= {size}"
-            ),
-            offset,
-        )
+        for first in range(offset[0] + 1, offset[0] + size + 1, BLOCK):
+            numbers = range(first, min(first + BLOCK, offset[0] + size + 1))
+            insert_entries(connection, read_entries(connection, numbers, UTC))
         connection.execute(
             f"INSERT INTO marks SELECT mark, number + ?1 FROM marks WHERE number <= {size}", offset
         )

@@ -325,9 +325,8 @@ class MemoryBank:
             raise ValueError("by='meaning': the bank has no embeddings; open it with an embedding model")
         moment = self._clock()
         now = to_seconds(moment, "clock()")
-        if not self._has_complete_words:
-            complete_words(self._store, time_zone(moment))
-            self._has_complete_words = True
+        complete_words(self._store, time_zone(moment), self._has_complete_words)
+        self._has_complete_words = True
         filter = Filter(
             at=now if at is None else to_seconds(at, "at"),
             kinds=check_choices("kinds", kinds, KINDS),

@@ -23,8 +23,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from scrubjay.memory.bank.file.damage import UnreadableError, unpack_vectors
+from scrubjay.memory.bank.file.postings import index_entry
 from scrubjay.memory.bank.file.store import Store, read_vectors, select
-from scrubjay.memory.bank.file.words import STOP_WORDS, day_words, index_text, normalise, split_words
+from scrubjay.memory.bank.file.words import STOP_WORDS, normalise, split_words
 from scrubjay.memory.bank.index import append, merge
 from scrubjay.memory.bank.record import Draft, Fingerprint, Marks, TextFeatures
 
@@ -98,8 +99,8 @@ def compute_fingerprint(draft: Draft) -> Fingerprint:
     scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
     features = extract_features(draft.text, draft.vector)
     digest, marks = compute_digest(scope, draft.text), compute_marks(scope, features)
-    indexed_text = f"{index_text(draft.text)} {day_words(draft.text, draft.observed, draft.zone)}"
-    return Fingerprint(features, digest, marks, indexed_text)
+    entry = index_entry(draft.text, draft.kind, draft.namespace, draft.observed, draft.zone, draft.provenance)
+    return Fingerprint(features, digest, marks, entry)
 
 
 def _find_duplicate(

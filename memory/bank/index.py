@@ -7,9 +7,9 @@ import struct
 import uuid
 from typing import Any
 
-from scrubjay.memory.bank.file.schema import OVERWRITE_WORDS
+from scrubjay.memory.bank.file.postings import delete_entry, entry_words, insert_entries
+from scrubjay.memory.bank.file.words import index_words
 from scrubjay.memory.bank.record import DRAFT_COLUMNS, Draft, Fingerprint, read_trust
-from scrubjay.memory.bank.search.candidates import scope_words
 from scrubjay.memory.bank.search.segments import forget_in_segment
 
 _MAX_PAUSE = 86400.0  # seconds without a record after which a new chunk starts
@@ -71,10 +71,7 @@ def insert(
         f"INSERT INTO records ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
     ).lastrowid
     assert number is not None
-    connection.execute(
-        "INSERT INTO words (rowid, scope, body) VALUES (?, ?, ?)",
-        (number, scope_words(draft.namespace, draft.kind), fingerprint.indexed_text),
-    )
+    insert_entries(connection, [(number, fingerprint.entry)])
     connection.executemany(
         "INSERT OR IGNORE INTO marks VALUES (?, ?)",
         [(mark, number) for mark in marks],
@@ -90,23 +87,21 @@ def forget(connection: sqlite3.Connection, id: str, bank: str) -> bool:
     Return True if the record existed.
     """
     row = connection.execute(
-        "SELECT number, marks, vector FROM records LEFT JOIN vectors USING (number) WHERE id = ?",
+        "SELECT number, marks, vector, text, kind, namespace, observed, provenance "
+        "FROM records LEFT JOIN vectors USING (number) WHERE id = ?",
         (id,),
     ).fetchone()
     if row is None:
         return False
-    number, marks, vector = row
+    number, marks, vector, text, *fields = row
     connection.executemany(
         "DELETE FROM marks WHERE mark = ? AND number = ?",
         [(mark, number) for (mark,) in struct.iter_unpack("<q", marks)],
     )
-    # An older SQLite, or another program, may have written the file without this setting.
-    setting = connection.execute("SELECT v FROM words_config WHERE k = 'secure-delete'").fetchone()
-    if setting != (1,) and sqlite3.sqlite_version_info >= (3, 42):
-        connection.execute(OVERWRITE_WORDS)
-    connection.execute("DELETE FROM words WHERE rowid = ?", (number,))
-    if sqlite3.sqlite_version_info < (3, 42):
-        connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+    words, length = set(), 0
+    if isinstance(text, str):  # else the file is damaged, and each word of the block is searched
+        words, length = entry_words(text, *fields), len(index_words(text))
+    delete_entry(connection, number, words, length)
     connection.execute("DELETE FROM records WHERE number = ?", (number,))
     connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'deletions'")
     forget_in_segment(connection, bank, number, vector)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from scrubjay.memory.bank.file.damage import UnreadableError
+from scrubjay.memory.bank.file.postings import IndexEntry
 
 KINDS = ("knowledge", "conversation", "task", "episode")
 TRUSTS = ("user", "agent", "tool")
@@ -159,8 +160,8 @@ class Fingerprint(NamedTuple):
     digest: bytes
     """Hash of the text and its scope (namespace, kind and trust)."""
     marks: Marks
-    indexed_text: str
-    """Text for the keyword index."""
+    entry: IndexEntry
+    """Entry in the index of words."""
     last_compared: int = 0
     """Number of the newest record that the draft was compared with before the transaction."""
     duplicate: int | None = None

@@ -37,6 +37,8 @@ from scrubjay.experiments.measurements import Records
 from scrubjay.experiments.progress import ProgressLines
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.embedding_model import normalize_vectors
+from scrubjay.memory.bank.file.postings import ENTRY_SIZE, has_postings, scope_words
+from scrubjay.memory.bank.file.words import index_words
 
 _BATCHES_PER_FORGOTTEN = 20
 _AGE_OF_FORGOTTEN = 10  # batches
@@ -203,11 +205,21 @@ def check_file(bank: MemoryBank) -> None:
         (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if answer != "ok":
             raise SoakError(f"the file is damaged: {answer}")
-        connection.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
-        tables = ("words", "vectors", "records")
-        counts = {connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] for table in tables}
-    if len(counts) > 1:
-        raise SoakError(f"the tables {tables} have different numbers of rows: {counts}")
+        counts = {
+            name: connection.execute(f"SELECT {count}").fetchone()[0]
+            for name, count in (
+                ("records", "COUNT(*) FROM records"),
+                ("vectors", "COUNT(*) FROM vectors"),
+                ("index of words", f"SUM(length(records)) / {ENTRY_SIZE} FROM blocks"),
+            )
+        }
+        for number, namespace, kind, text in connection.execute(
+            "SELECT number, namespace, kind, text FROM records"
+        ).fetchall():
+            if not has_postings(connection, number, {*scope_words(namespace, kind), *index_words(text)}):
+                raise SoakError(f"the index of words lacks words of record {number}")
+    if len(set(counts.values())) > 1:
+        raise SoakError(f"the numbers of records differ: {counts}")
 
 
 def find(soak: BankSoak, bank: MemoryBank, numbers: list[int], by: str | None) -> float:

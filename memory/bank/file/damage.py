@@ -58,9 +58,13 @@ _SCHEMA_CHECKS = (
     """SELECT EXISTS (SELECT 1 FROM sayings
         WHERE typeof(text) != 'text' OR typeof(provenance) != 'text' OR typeof(observed) != 'real')""",
     "SELECT EXISTS (SELECT 1 FROM vectors WHERE typeof(vector) != 'blob' OR length(vector) % 4)",
-    """SELECT COUNT(*) != 2 OR SUM(typeof(value) NOT IN ('integer', 'null')) FROM facts
-        WHERE name IN ('deletions', 'dimension')""",
-    "SELECT typeof(value) != 'integer' FROM facts WHERE name = 'deletions'",
+    """SELECT COUNT(*) != 3 OR SUM(typeof(value) NOT IN ('integer', 'null')) FROM facts
+        WHERE name IN ('deletions', 'dimension', 'unindexed')""",
+    "SELECT SUM(typeof(value) != 'integer') FROM facts WHERE name IN ('deletions', 'unindexed')",
+    """SELECT EXISTS (SELECT 1 FROM postings WHERE typeof(block) != 'integer' OR typeof(word) != 'text'
+        OR typeof(field) != 'integer' OR typeof(data) != 'blob' OR length(data) % 4)""",
+    """SELECT EXISTS (SELECT 1 FROM blocks WHERE typeof(records) != 'blob' OR length(records) % 4
+        OR typeof(length) != 'integer')""",
 )
 
 

@@ -6,7 +6,6 @@ schema is therefore compared with ours before any statement that could run such 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
 import sqlite3
@@ -17,15 +16,19 @@ from scrubjay.memory.bank.file.damage import DamagedBankError
 
 Migrations = tuple[tuple[str, ...], ...]
 
-OVERWRITE_WORDS = "INSERT INTO words (words, rank) VALUES ('secure-delete', 1)"
-"""Statement after which the index of words overwrites what it deletes; from SQLite 3.42."""
-CREATE_WORDS = (
+_CREATE_WORDS = (
     """CREATE VIRTUAL TABLE words USING fts5(
         scope, body, tokenize = "porter unicode61 remove_diacritics 2")""",
     "INSERT INTO words (words, rank) VALUES ('rank', 'bm25(0.0, 1.0)')",
-    *((OVERWRITE_WORDS,) if sqlite3.sqlite_version_info >= (3, 42) else ()),
 )
-"""Statements that create an empty index of words."""
+# SQLite cannot drop an index that it cannot read, so its tables become those of an empty index.
+_DROP_WORDS = (
+    "DELETE FROM words_data",
+    "INSERT INTO words_data VALUES (1, x''), (10, x'00000002000000')",
+    "DELETE FROM words_config",
+    "INSERT INTO words_config VALUES ('version', 4)",
+    "DROP TABLE words",
+)
 MIGRATIONS: Migrations = (
     (
         """CREATE TABLE records (
@@ -63,12 +66,22 @@ MIGRATIONS: Migrations = (
             number INTEGER PRIMARY KEY REFERENCES records ON DELETE CASCADE, vector BLOB NOT NULL)""",
         "CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
         "INSERT INTO facts VALUES ('deletions', 0), ('dimension', NULL)",
-        *CREATE_WORDS,
+        *_CREATE_WORDS,
     ),
     ("CREATE INDEX records_by_observation ON records (observed)",),
+    (),  # days became words of the index, which the next layout replaces
     (
-        """UPDATE words SET body = body || ' ' || (
-            SELECT day_words(text, observed) FROM records WHERE number = words.rowid)""",
+        *_DROP_WORDS,
+        """CREATE TABLE postings (
+            block INTEGER NOT NULL,
+            word TEXT NOT NULL,
+            field INTEGER NOT NULL,
+            data BLOB NOT NULL,
+            PRIMARY KEY (block, word, field)) WITHOUT ROWID""",
+        """CREATE TABLE blocks (
+            block INTEGER PRIMARY KEY, records BLOB NOT NULL, length INTEGER NOT NULL)""",
+        # The first search indexes the words, since this takes minutes for a million records.
+        "INSERT INTO facts SELECT 'unindexed', COALESCE(MAX(number), 0) FROM records",
     ),
 )
 """Layouts of the bank's own tables; each entry turns one layout into the next."""
@@ -262,22 +275,15 @@ def _refuse(path: str, reason: str) -> DamagedBankError:
     )
 
 
-def empty_words() -> dict[str, list[tuple]]:
-    """Return the rows in the tables of an empty index of words that SQLite reads when it opens the index."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in CREATE_WORDS:
-            connection.execute(statement)
-        return {
-            table: connection.execute(f"SELECT * FROM {table}").fetchall()
-            for table in ("words_data", "words_config")
-        }
-
-
 @functools.lru_cache(maxsize=16)
 def _find_difference(rows: tuple[Row, ...], version: int, layouts: tuple[tuple[str, int], ...]) -> str | None:
     """Return a phrase about the first difference between a schema and ours; None if there is none."""
     migrations = [*MIGRATIONS[:version], *(m for name, layout in layouts for m in LAYOUTS[name][:layout])]
-    necessary = {row for statements in (*migrations, _WORDS_TABLES) for s in statements for row in _parse(s)}
+    necessary: set[Row] = set()
+    for statement in (s for statements in migrations for s in statements):
+        if statement == _DROP_WORDS[-1]:
+            necessary = {row for row in necessary if row[1] not in _WORDS_NAMES}
+        necessary.update(_parse(statement))
     optional = {row for statement in (LAYOUTS_TABLE, *_OPTIONAL_TABLES) for row in _parse(statement)}
     names = {row[:2] for row in necessary | optional}
     normalized_rows = [_normalize(row) for row in rows]
@@ -300,6 +306,9 @@ def _normalize(row: Row) -> Row:
 
 def _parse(statement: str) -> Iterator[Row]:
     """Yield the rows of `sqlite_master` that a statement causes."""
+    if statement == _CREATE_WORDS[0]:
+        for table in _WORDS_TABLES:
+            yield from _parse(table)
     if match := _CREATE.match(statement):
         type, name, table = match[1].lower(), match[2], match[3] or match[2]
         yield _normalize((type, name, name if type == "table" else table, statement))
@@ -307,4 +316,5 @@ def _parse(statement: str) -> Iterator[Row]:
             yield "index", f"sqlite_autoindex_{name}_1", name, None
 
 
+_WORDS_NAMES = {row[1] for row in _parse(_CREATE_WORDS[0])}
 (_ROW_OF_LAYOUTS,) = _parse(LAYOUTS_TABLE)

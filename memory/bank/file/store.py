@@ -34,7 +34,6 @@ from scrubjay.memory.bank.file.schema import (
     check_version,
     read_version,
 )
-from scrubjay.memory.bank.file.words import day_words
 
 _MMAP_SIZE = 1 << 40  # bytes of the file to map into memory; SQLite's own limit may be lower
 _LOG_SIZE = 1 << 26  # bytes of the write-ahead log; it is larger only while a reader needs older content
@@ -195,7 +194,6 @@ class Store:
         )
         if version == len(MIGRATIONS):
             return
-        connection.create_function("day_words", 2, day_words, deterministic=True)
         with self.writing():
             # Read the version again: another process may have migrated the file meanwhile.
             version = read_version(connection, self.path).bank

@@ -1,19 +1,21 @@
 """Tokenization for the keyword index.
 
-Latin words are matched by Porter stems; Chinese, Japanese and Korean are split into character bigrams. The
-date of a record is among its words, so that a query with a day, a month or a year matches records of that
-date.
-
-SQLite's tokenizer treats a run of Chinese characters as one word, so that parts of the run do not match.
-Character bigrams need no dictionary and have higher recall than dictionary words.
+Latin words are matched by their Porter stems without accents; Chinese, Japanese and Korean are split into
+character bigrams. Bigrams need no dictionary and have higher recall than dictionary words. A day, a month or
+a year in a query matches the records of that date.
 """
 
 from __future__ import annotations
 
 import calendar
+import functools
 import re
+import threading
 import unicodedata
 from datetime import UTC, datetime, tzinfo
+from typing import NamedTuple
+
+import snowballstemmer
 
 _UNSPACED = (
     "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U000323af"
@@ -22,10 +24,6 @@ _RUN = re.compile(f"[{_UNSPACED}]+")
 _WORD = re.compile(r"[^\W_]+")
 _ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)")
 _MAX_TERMS = 48
-_MONTHS = frozenset(name.lower() for name in calendar.month_name if name)
-_YEAR = re.compile(r"(?:19|20)\d\d")
-_DAY_PART = re.compile(r"\d{1,2}(?:st|nd|rd|th)?|[年月日]")
-
 _STOP_WORDS = """
 a about after all also am an and any are as at be been before being but by can could d did do does
 doing down for from had has have having he her here hers him his how i if in into is it its just ll
@@ -37,15 +35,28 @@ whose why will with would you your yours
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 """Stop words: words too common to search for."""
 _QUERY_STOP_WORDS = STOP_WORDS - {"may"}  # in a query, "may" is more often the month
+_ACCENTS = re.compile("[\u0300-\u036f]+")
+_STEMMER = snowballstemmer.stemmer("porter")
+_STEMMER_LOCK = threading.Lock()  # the stemmer has a state
+MAX_WORD = 64
+"""Letters of an index word. Longer words match by their first letters."""
 
 
-def index_text(text: str) -> str:
-    """Return the text to index.
+class Term(NamedTuple):
+    """Word of a query, with the index words that match it."""
 
-    Each run of Chinese, Japanese or Korean characters is replaced by its bigrams (pairs of adjacent
-    characters) and its last character.
+    words: tuple[str, ...]
+    """Alternatives: index words from `index_words`."""
+    is_prefix: bool = False
+    """Match each index word that starts with one of `words`."""
+
+
+def index_words(text: str) -> list[str]:
+    """Return the index words of a text in order: stems, and bigrams of Chinese, Japanese and Korean.
+
+    A run of such characters becomes pairs of adjacent characters and its last character.
     """
-    return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normalise(text))
+    return [stem(word[:MAX_WORD]) for word in _WORD.findall(_index_text(text).lower())]
 
 
 def day_words(text: str, observed: float, zone: tzinfo = UTC) -> str:
@@ -59,25 +70,39 @@ def day_words(text: str, observed: float, zone: tzinfo = UTC) -> str:
     except (ValueError, OverflowError, OSError):
         return ""
     if _RUN.search(text):
-        return index_text(f"{day.year}年{day.month}月{day.day}日")
+        return f"{day.year}年{day.month}月{day.day}日"
     return f"{day.day} {calendar.month_name[day.month]} {day.year} {day.month:02} {day.day:02}"
 
 
-def match_terms(query: str) -> list[str]:
-    """Return the distinct words of a query as FTS5 terms; stop words only if it has no other words."""
+def query_terms(query: str) -> list[Term]:
+    """Return the distinct terms of a query; stop words only if it has no other words."""
     query_words = words(query)
-    terms = [word for word in query_words if word not in _QUERY_STOP_WORDS] or query_words
+    content = [word for word in query_words if word not in _QUERY_STOP_WORDS] or query_words
+    return list(dict.fromkeys(map(_term, content)))[:_MAX_TERMS]
+
+
+def _term(word: str) -> Term:
     # A single character of an unspaced script matches the start of a bigram, or the last character of a run.
-    return list(dict.fromkeys(map(_quote, terms)))[:_MAX_TERMS]
+    if len(word) == 1 and _RUN.match(word):
+        return Term((word,), is_prefix=True)
+    ordinal, index_word = _ORDINAL.fullmatch(word), stem(word[:MAX_WORD])
+    return Term((index_word, ordinal[1]) if ordinal else (index_word,))
 
 
-def day_terms(query: str) -> set[str]:
-    """Return the terms of a query that form a date; empty unless the query names a month or a year."""
-    query_words = words(query)
-    date_words = [word for word in query_words if word in _MONTHS or _YEAR.fullmatch(word)]
-    if date_words:
-        date_words += filter(_DAY_PART.fullmatch, query_words)
-    return set(map(_quote, date_words))
+@functools.lru_cache(maxsize=1 << 16)
+def stem(word: str) -> str:
+    """Return a lower-cased word without accents; the Porter stem if its letters are then ASCII."""
+    if not word.isascii():
+        word = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", word)))
+    if not word.isascii() or len(word) < 3 or word.isdigit():
+        return word
+    with _STEMMER_LOCK:
+        return _STEMMER.stemWord(word)
+
+
+def _index_text(text: str) -> str:
+    """Return a text in which each run of Chinese, Japanese or Korean is its bigrams and last character."""
+    return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normalise(text))
 
 
 def words(text: str) -> list[str]:
@@ -114,13 +139,6 @@ def normalise(text: str) -> str:
         if marks:
             text = re.sub(f"[{marks}]{{30}}(?=[{marks}])", "\\g<0>\u034f", text)
     return unicodedata.normalize("NFKC", text)
-
-
-def _quote(term: str) -> str:
-    if len(term) == 1 and _RUN.match(term):
-        return f'"{term}"*'
-    ordinal = _ORDINAL.fullmatch(term)
-    return f'("{term}" OR "{ordinal[1]}")' if ordinal else f'"{term}"'
 
 
 def _is_mark(letter: str) -> bool:

@@ -1,11 +1,10 @@
 """Candidate records of a search: filters, and the records before and after a candidate in its conversation.
 
-A filter is an SQL condition, and a set of scope words of the keyword index.
+A filter is an SQL condition, and names in the field `SCOPE` of the index of words.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -50,27 +49,17 @@ class Filter:
             values += [self.namespace, self.namespace[:-1] + "\x20"]
         return " AND ".join(parts), values
 
-    def scope(self) -> str:
-        """Return the prefix of an FTS5 expression that restricts matches to the kinds and the namespace."""
-        parts = [[_scope_word(kind) for kind in self.kinds]] if self.kinds is not None else []
-        if self.namespace:
-            parts.append([_scope_word(self.namespace)])
-        return "".join(f"scope : ({' OR '.join(names)}) AND " for names in parts)
+    def scopes(self) -> list[tuple[str, ...]]:
+        """Return the names of the accepted kinds, and of the namespace, where the filter restricts them.
+
+        An accepted record has one name of each tuple.
+        """
+        kinds = [] if self.kinds is None else [self.kinds]
+        return [*kinds, (self.namespace,)] if self.namespace else kinds
 
     def allows(self, namespace: str, kind: str) -> bool:
         """Return True if records of this namespace and kind are accepted."""
         return (self.kinds is None or kind in self.kinds) and namespace.startswith(self.namespace or "")
-
-
-def scope_words(namespace: str, kind: str) -> str:
-    """Return the words in the keyword index for a record's kind and for every level of its namespace."""
-    ends = [i + 1 for i, letter in enumerate(namespace) if letter == "\x1f"]
-    return " ".join([_scope_word(kind), *(_scope_word(namespace[:end]) for end in ends)])
-
-
-def _scope_word(name: str) -> str:
-    # Digits only, since the stemmer does not change them.
-    return f"x{int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big')}"
 
 
 _COLUMNS = "number, chunk, place, renewed, importance"

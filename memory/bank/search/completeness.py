@@ -1,24 +1,30 @@
 """Completeness of a bank's indexes: a sample of the records is looked up, and an incomplete index is rebuilt.
 
 An index is incomplete after damage, or after a change by another program. A search would then miss records
-without an error.
+without an error. The index of words of a file of an older version is built at the first search.
 """
 
 from __future__ import annotations
 
-import functools
 import sqlite3
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from datetime import tzinfo
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scrubjay.memory.bank.file.damage import UnreadableError, read_fact
-from scrubjay.memory.bank.file.schema import CREATE_WORDS, empty_words
-from scrubjay.memory.bank.file.store import Store
-from scrubjay.memory.bank.file.words import day_words, index_text
-from scrubjay.memory.bank.search.candidates import scope_words
+from scrubjay.memory.bank.file.postings import (
+    ENTRY_SIZE,
+    IndexEntry,
+    has_postings,
+    index_entry,
+    insert_entries,
+    scope_words,
+    unindexed_numbers,
+)
+from scrubjay.memory.bank.file.store import Store, select
+from scrubjay.memory.bank.file.words import index_words
 
 _MAX_COMPARED = 2000  # characters of a text that is compared with its entry
 _OLDEST, _NEWEST = (f"(SELECT {function}(number) FROM records)" for function in ("MIN", "MAX"))
@@ -39,36 +45,52 @@ class _SampledRecord(NamedTuple):
     text: str | None
 
 
-def complete_words(store: Store, zone: tzinfo) -> None:
-    """Rebuild the index of words if it lacks records, and warn.
+def complete_words(store: Store, zone: tzinfo, is_verified: bool) -> None:
+    """Index the words of the records that have no index entry; rebuild a damaged index, and warn.
 
-    `zone` is the time zone of the dates in the index. Call this function outside a transaction.
+    The records of a file of an older version have no entries. An interrupted call continues where it stopped.
+    Call this function outside a transaction.
+
+    Args:
+        store: File of the bank.
+        zone: Time zone of the dates in the index.
+        is_verified: A sample of the records was looked up before.
     """
-    _complete(store, "words", _has_words, functools.partial(_rebuild_words, zone=zone))
+    with store.reading() as connection:
+        last = read_fact(connection, "unindexed")
+        if not last and (is_verified or _has_words(connection)):
+            return
+    if not last:
+        with store.writing() as connection:
+            if not read_fact(connection, "unindexed") and not _has_words(connection):
+                _warn(store, "words")
+                _discard_words(connection)
+    while True:
+        with store.writing() as connection:
+            numbers = unindexed_numbers(connection, _BATCH)
+            if not numbers:
+                connection.execute("UPDATE facts SET value = 0 WHERE name = 'unindexed'")
+                return
+            insert_entries(connection, read_entries(connection, numbers, zone))
 
 
 def complete_marks(store: Store) -> None:
     """Rebuild the index of duplicates if it lacks records, and warn. Call it outside a transaction."""
-    _complete(store, "duplicates", _has_marks, _rebuild_marks)
-
-
-def _complete(
-    store: Store,
-    name: str,
-    is_complete: Callable[[sqlite3.Connection], bool],
-    rebuild: Callable[[sqlite3.Connection], None],
-) -> None:
     with store.reading() as connection:
-        if is_complete(connection):
+        if _has_marks(connection):
             return
     with store.writing() as connection:
-        if not is_complete(connection):  # again: another process may have rebuilt the index
-            warnings.warn(
-                f"the index of {name} in {store.path!r} lacks records, by damage or by another program; "
-                "rebuilding it",
-                stacklevel=5,
-            )
-            rebuild(connection)
+        if not _has_marks(connection):  # again: another process may have rebuilt the index
+            _warn(store, "duplicates")
+            _rebuild_marks(connection)
+
+
+def _warn(store: Store, name: str) -> None:
+    warnings.warn(
+        f"the index of {name} in {store.path!r} lacks records, by damage or by another program; "
+        "rebuilding it",
+        stacklevel=5,
+    )
 
 
 def find_lost_vectors(connection: sqlite3.Connection) -> list[tuple[int, str]]:
@@ -100,69 +122,45 @@ def _sample(connection: sqlite3.Connection) -> list[_SampledRecord]:
 
 def _has_words(connection: sqlite3.Connection) -> bool:
     """Return True if the index of words has as many entries as there are records, and those of a sample."""
-    averages, last = connection.execute(
-        "SELECT (SELECT block FROM words_data WHERE id = 1), "
+    entries, last = connection.execute(
+        "SELECT (SELECT SUM(length(records)) FROM blocks), "
         "(SELECT seq FROM sqlite_sequence WHERE name = 'records')"
     ).fetchone()
+    entries = (entries or 0) // ENTRY_SIZE
     # Record numbers are never reused, and counting rows takes linear time.
     expected = (last if isinstance(last, int) else 0) - (read_fact(connection, "deletions") or 0)
-    if _read_count(averages) != expected:
-        entries, records = connection.execute(
-            "SELECT (SELECT COUNT(*) FROM words_docsize), (SELECT COUNT(*) FROM records)"
-        ).fetchone()
+    if entries != expected:
+        (records,) = connection.execute("SELECT COUNT(*) FROM records").fetchone()
         if entries != records:
             return False
     try:
         return all(_has_entry(connection, record) for record in _sample(connection))
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_CORRUPT_VTAB:
-            raise
+    except UnreadableError:
         return False
 
 
-def _read_count(averages: Any) -> int | None:
-    """Return the number of entries of an FTS5 index from its record of averages.
-
-    The record starts with the number as a variable-length integer: 7 bits a byte, the highest first.
-    """
-    count = 0
-    for byte in averages if isinstance(averages, bytes) else b"":
-        count = count << 7 | byte & 0x7F
-        if byte < 0x80:
-            return count
-    return None
-
-
 def _has_entry(connection: sqlite3.Connection, record: _SampledRecord) -> bool:
-    scope = " AND ".join(scope_words(record.namespace, record.kind).split())
-    row = connection.execute(
-        "SELECT body FROM words WHERE words MATCH ? AND rowid = ? "
-        "AND EXISTS (SELECT 1 FROM words_docsize WHERE id = words.rowid)",
-        (f"scope : ({scope})", record.number),
-    ).fetchone()
-    return row is not None and (record.text is None or str(row[0]).startswith(index_text(record.text)))
+    """Return True if the index has the text, the namespace and the kind of a record."""
+    words = [*scope_words(record.namespace, record.kind), *index_words(record.text or "")]
+    return has_postings(connection, record.number, set(words))
 
 
-def _rebuild_words(connection: sqlite3.Connection, zone: tzinfo) -> None:
-    for table, content in empty_words().items():  # SQLite cannot drop an index that it cannot read
-        connection.execute(f"DELETE FROM {table}")
-        connection.executemany(f"INSERT INTO {table} VALUES (?, ?)", content)
-    connection.execute("DROP TABLE words")
-    for statement in CREATE_WORDS:
-        connection.execute(statement)
-    rows = connection.execute("SELECT number, namespace, kind, text, observed FROM records ORDER BY number")
-    while batch := rows.fetchmany(_BATCH):
-        connection.executemany(
-            "INSERT INTO words (rowid, scope, body) VALUES (?, ?, ?)",
-            [
-                (
-                    number,
-                    scope_words(namespace, kind),
-                    f"{index_text(text)} {day_words(text, observed, zone)}",
-                )
-                for number, namespace, kind, text, observed in batch
-            ],
-        )
+def _discard_words(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM postings")
+    connection.execute("DELETE FROM blocks")
+    connection.execute(
+        "UPDATE facts SET value = (SELECT COALESCE(MAX(number), 0) FROM records) WHERE name = 'unindexed'"
+    )
+
+
+def read_entries(
+    connection: sqlite3.Connection, numbers: Sequence[int], zone: tzinfo
+) -> Iterator[tuple[int, IndexEntry]]:
+    """Yield the number and the index entry of records."""
+    columns = "number, text, kind, namespace, observed, provenance"
+    rows = select(connection, columns, numbers)
+    for number, text, kind, namespace, observed, provenance in rows:
+        yield number, index_entry(text, kind, namespace, observed, zone, provenance)
 
 
 def _has_marks(connection: sqlite3.Connection) -> bool:

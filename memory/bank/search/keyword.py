@@ -1,38 +1,55 @@
-"""Keyword search: the share of a query's words that a record contains, by BM25.
+"""Keyword search: the share of a query's words that a record contains, by BM25F.
 
-SQLite's FTS5 computes BM25 (Robertson & Zaragoza 2009), a sum over the words of the query. The sum is divided
-by the sum of the words' inverse document frequencies (rarities), so that scores of short and long queries are
-comparable. The runtime grows with the number of matching records. Therefore words that occur in too many
-records select no candidates. They only add to the score of candidates that rarer words select. If all words
-are too common, the newest records with the rarest word are the candidates.
+    score = sum over words of idf * (k + 1) t / (t + k)
+    t = sum over fields f of weight_f * count_f / (1 - b_f + b_f * length_f / mean length_f)
+
+BM25F (Robertson, Zaragoza and Taylor 2004; Robertson and Zaragoza 2009, section 3.6) adds the counts of a
+word in the fields of a record before it saturates them. The sum is divided by the sum of the words' inverse
+document frequencies (rarities), so that scores of short and long queries are comparable.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
 import sqlite3
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from scrubjay.memory.bank.file.words import day_terms, match_terms
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from scrubjay.kernels.select import best
+from scrubjay.memory.bank.file.postings import LENGTHS, Field, Postings, WordIndex, scope_word
+from scrubjay.memory.bank.file.words import Term, query_terms
 from scrubjay.memory.bank.search.candidates import Filter, Row, select_enough
 
-_MAX_MATCHES = 10_000
-_MIN_RARITY = 1e-6  # FTS5's value for a word in more than half of the records
+_SATURATION = 1.2
+_LENGTH_SHARE = 0.75  # of a text's length in the weight of its words
+_FIELDS = {Field.TEXT: 1.0, Field.DATE: 0.8}
+"""Weights of the fields that a search reads. A text that names a day is nearer to it than one of that day."""
+_MIN_RARITY = 1e-6  # rarity of a word in more than half of the records
 
 
 class KeywordMatches(NamedTuple):
     """Keyword scores of the records that contain words of a query."""
 
-    coverage: dict[int, float]
-    """Share of the query's words that a record contains, weighted by rarity. Keys are record numbers."""
-    neighbour_coverage: dict[int, float]
-    """Share of the query's words other than date words that a record contains, weighted by rarity. Keys are
-    record numbers. A fraction of a record's share is added to the scores of the records right before and
-    after it. Date words are left out, since the date of a record says nothing about its neighbours."""
+    numbers: Int[np.ndarray, "M"]
+    """Numbers of the records that contain a word, ascending."""
+    coverage: Float[np.ndarray, "M"]
+    """Share of the query's words that a record contains, weighted by rarity."""
+    neighbour_coverage: Float[np.ndarray, "M"]
+    """The same share without words in the date of a record. A fraction of it is added to the scores of the
+    records right before and after, about which the date says nothing."""
     rows: list[Row]
     """Rows of the best matches, best first."""
+
+    def of(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "2 R"]:
+        """Return `coverage` and `neighbour_coverage` of records; 0 for a record without a word."""
+        if not len(self.numbers):
+            return np.zeros((2, len(numbers)))
+        places = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        scores = np.stack([self.coverage[places], self.neighbour_coverage[places]])
+        return np.where(self.numbers[places] == numbers, scores, 0.0)
 
 
 def match_keywords(
@@ -44,70 +61,71 @@ def match_keywords(
     Records with equal scores are sorted newest first. Scores are divided by the sum of the rarities of the
     query's words, or by `min_rarity` if this sum is smaller.
     """
-    counts = {term: _count(connection, term) for term in match_terms(query)}
-    records = _count_records(connection)
-    total_rarity = max(sum(_rarity(n, records) for n in counts.values()), min_rarity)
-    scores = _score_records(connection, counts, filter.scope(), total_rarity)
-    days, neighbour_scores = day_terms(query), scores
-    if not days.isdisjoint(counts):
-        others = {term: n for term, n in counts.items() if term not in days}
-        neighbour_scores = _score_records(connection, others, filter.scope(), total_rarity)
-    scores.reverse()
-    scores.sort(key=operator.itemgetter(1), reverse=True)  # stable, so ties keep their order
-    rows = select_enough(connection, lambda depth: [number for number, _ in scores[:depth]], filter, count)
-    coverage = dict(scores)
-    return KeywordMatches(coverage, coverage if neighbour_scores is scores else dict(neighbour_scores), rows)
+    index = WordIndex(connection)
+    denominators = {
+        Field.TEXT: 1 - _LENGTH_SHARE + _LENGTH_SHARE * LENGTHS / index.mean_length,
+        Field.DATE: np.ones_like(LENGTHS),
+    }
+    scores = np.zeros((2, index.size))  # of all fields, and without dates
+    total_rarity = 0.0
+    for term in query_terms(query):
+        postings = {field: entries for field, entries in index.read(term).items() if field in _FIELDS}
+        positions, *frequencies = _weigh(postings, denominators)
+        rarity = _rarity(len(positions), index.records)
+        total_rarity += rarity
+        for one, frequency in zip(scores, frequencies, strict=True):
+            one[positions] += rarity * (_SATURATION + 1) * frequency / (frequency + _SATURATION)
+    is_accepted = _scope_mask(index, filter)
+    positions = np.flatnonzero(scores[0] if is_accepted is None else (scores[0] > 0) & is_accepted)
+    numbers = index.numbers(positions)
+    shares = scores[:, positions] / max(total_rarity, min_rarity)
+    newest_first = numbers[::-1]
+
+    def find_best(depth: int) -> list[int]:
+        return newest_first[best(shares[0][::-1], depth)].tolist()
+
+    rows = select_enough(connection, find_best, filter, count)
+    return KeywordMatches(numbers, shares[0], shares[1], rows)
 
 
-def _score_records(
-    connection: sqlite3.Connection, counts: dict[str, int], scope: str, rarity: float
-) -> list[tuple[int, float]]:
-    """Return record numbers, ascending, with their BM25 scores divided by `rarity`."""
-    expression, oldest = _build_expression(connection, counts, scope)
-    if not expression:
-        return []
-    return connection.execute(
-        "SELECT rowid, bm25(words, 0.0, 1.0) / ? FROM words WHERE words MATCH ? AND rowid >= ?",
-        (-rarity, expression, oldest),
-    ).fetchall()
+def _weigh(
+    postings: Mapping[Field, Postings], denominators: Mapping[Field, Float[np.ndarray, "256"]]
+) -> tuple[Int[np.ndarray, "R"], Float[np.ndarray, "R"], Float[np.ndarray, "R"]]:
+    """Return the positions of a term's records, and its weighted counts in all fields and without the date.
 
-
-def _build_expression(connection: sqlite3.Connection, counts: dict[str, int], scope: str) -> tuple[str, int]:
-    """Return an FTS5 expression with a bounded number of matches, and the lowest record number to score.
-
-    The expression is empty if no record matches.
+    `denominators` has the divisor of a count for each code of a length, by field.
     """
-    if scope and sum(counts.values()) > _MAX_MATCHES:
-        counts = {term: n and _count(connection, f"{scope}{term}") for term, n in counts.items()}
-    all_terms = " OR ".join(counts)
-    rarest_first = sorted(filter(counts.get, counts), key=lambda term: counts[term])
-    if not rarest_first:
-        return "", 0
-    total = list(itertools.accumulate(counts[term] for term in rarest_first))
-    selective_terms = rarest_first[: max(1, sum(matches <= _MAX_MATCHES for matches in total))]
-    if len(selective_terms) == len(rarest_first) and total[-1] <= _MAX_MATCHES:
-        return f"{scope}({all_terms})", 0
-    expression = f"{scope}({' OR '.join(selective_terms)}) AND ({all_terms})"
-    if total[0] <= _MAX_MATCHES:
-        return expression, 0
-    (oldest,) = connection.execute(
-        "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT 1 OFFSET ?",
-        (f"{scope}{selective_terms[0]}", _MAX_MATCHES - 1),
-    ).fetchone()
-    return expression, oldest
+    if not postings:
+        return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
+    frequencies = [
+        _FIELDS[field] * entries.counts / denominators[field][entries.lengths]
+        for field, entries in postings.items()
+    ]
+    if len(postings) == 1 and (entries := next(iter(postings.values()))).are_distinct:
+        frequency = frequencies[0]
+        return entries.positions, frequency, np.zeros_like(frequency) if Field.DATE in postings else frequency
+    positions, places = np.unique(
+        np.concatenate([entries.positions for entries in postings.values()]), return_inverse=True
+    )
+    without_date = [
+        np.zeros_like(values) if field is Field.DATE else values
+        for field, values in zip(postings, frequencies, strict=True)
+    ]
+    all_fields, others = (np.bincount(places, np.concatenate(parts)) for parts in (frequencies, without_date))
+    return positions, all_fields, others
+
+
+def _scope_mask(index: WordIndex, filter: Filter) -> Bool[np.ndarray, "S"] | None:
+    """Return True for the positions of records in the filter's kinds and namespace; None accepts all."""
+    mask: np.ndarray | None = None
+    for names in filter.scopes():
+        kind_mask = np.zeros(index.size, dtype=bool)
+        entries = index.read(Term(tuple(scope_word(name) for name in names))).get(Field.SCOPE)
+        if entries is not None:
+            kind_mask[entries.positions] = True
+        mask = kind_mask if mask is None else mask & kind_mask
+    return mask
 
 
 def _rarity(count: int, records: int) -> float:
     return math.log((records - count + 0.5) / (count + 0.5)) if 2 * count < records else _MIN_RARITY
-
-
-def _count(connection: sqlite3.Connection, expression: str) -> int:
-    return connection.execute("SELECT COUNT(*) FROM words WHERE words MATCH ?", (expression,)).fetchone()[0]
-
-
-def _count_records(connection: sqlite3.Connection) -> int:
-    # Record numbers are never reused, and counting rows takes linear time.
-    return connection.execute(
-        "SELECT COALESCE(MAX(seq), 0) - (SELECT value FROM facts WHERE name = 'deletions') "
-        "FROM sqlite_sequence WHERE name = 'records'"
-    ).fetchone()[0]

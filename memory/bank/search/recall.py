@@ -89,10 +89,7 @@ def recall(
         rows += near_rows
     candidates = Candidates.from_rows([*rows, *neighbours(connection, lenders, rows, filter)])
     numbers = candidates.numbers.tolist()
-    w, w_for_neighbours = (
-        np.array([coverage.get(number, 0.0) for number in numbers])
-        for coverage in (matches.coverage, matches.neighbour_coverage)
-    )
+    w, w_for_neighbours = matches.of(candidates.numbers)
     cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(candidates.numbers)
     z = np.zeros(len(w)) if scan is None else dense_weight * np.nan_to_num(scan.deviations(cosines))
     neighbour_excess = candidates.neighbour_values(z).max(axis=0) - chance

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.embedding_model import fluency, question_pairs, script_of
-from scrubjay.memory.bank.file.words import match_terms
+from scrubjay.memory.bank.file.words import words
 
 PAIRS = question_pairs()
 SCRIPTS = sorted(PAIRS)
@@ -39,8 +39,8 @@ def draw_vector(text, width=64):
 
 def content_words(text):
     """Return the content words of a text: bigrams except pure hiragana, or words of at least four letters."""
-    pairs = [term for term in match_terms(text) if re.fullmatch(r'"[぀-ヿ一-鿿가-힯]+"', term)]
-    pairs = [term for term in pairs if not re.fullmatch('"[ぁ-ん]+"', term)]
+    pairs = [word for word in words(text) if re.fullmatch(r"[぀-ヿ一-鿿가-힯]+", word)]
+    pairs = [pair for pair in pairs if not re.fullmatch("[ぁ-ん]+", pair)]
     return pairs or re.findall(r"\S{4,}", text.lower())
 
 

@@ -47,6 +47,6 @@ def test_a_record_and_its_entries_are_deleted_together(tmp_path):
             assert index.forget(connection, id, str(path))
             assert not index.forget(connection, id, str(path))
     with sqlite3.connect(path) as connection:
-        for table in ("records", "marks", "words"):
+        for table in ("records", "marks", "postings", "blocks"):
             assert connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table
     connection.close()

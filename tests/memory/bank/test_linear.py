@@ -12,7 +12,7 @@ from scrubjay.memory.bank import duplicates
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.duplicates import compute_marks, extract_features
 from scrubjay.memory.bank.file import words
-from scrubjay.memory.bank.file.words import index_text, match_terms, normalise
+from scrubjay.memory.bank.file.words import index_words, normalise, query_terms
 
 from ... import texts
 
@@ -31,8 +31,8 @@ def _search(text):
 
 WORK = {
     "features": lambda text: compute_marks("", extract_features(text, None)),
-    "index": index_text,
-    "query": match_terms,
+    "index": index_words,
+    "query": query_terms,
     "document": split_document,
     "document in one passage": lambda text: split_document(text, 10**9),
     "add": _add,

@@ -83,7 +83,7 @@ MISSING = (
     "DROP INDEX records_by_time",
     "DROP TABLE sayings",
     "DROP TRIGGER forget_surprise",
-    "DROP TABLE words",
+    "DROP TABLE postings",
 )
 
 

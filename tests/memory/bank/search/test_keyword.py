@@ -1,18 +1,22 @@
-"""Keyword search bounds the number of candidates of common words."""
+"""Keyword search scores records by BM25F."""
 
+import sqlite3
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 
-from scrubjay.memory.bank.search import keyword
+from scrubjay.memory.bank.search.candidates import Filter
+from scrubjay.memory.bank.search.keyword import _rarity, match_keywords
+
+WORDS = ["heron", "mill", "quay", "ferry", *(f"filler{n}" for n in range(200))]
 
 
 def texts(hits):
     return [hit.text for hit in hits]
 
 
-def test_words_that_too_many_records_hold_choose_none_but_weigh(bank, monkeypatch):
-    monkeypatch.setattr(keyword, "_MAX_MATCHES", 5)
+def test_common_words_add_to_rare_ones_and_select_records_in_a_kind(bank):
     bank.add("a heron by the water", merge=False)
     bank.add("an early boat", merge=False)
     bank.add("a mill", merge=False)
@@ -24,8 +28,34 @@ def test_words_that_too_many_records_hold_choose_none_but_weigh(bank, monkeypatc
     results = texts(bank.search("heron boat", k=50))
     assert results[0] == "a heron by the boat"
     assert "a heron by the water" in results
-    # The newest five, and the neighbour of the oldest of them.
-    assert set(texts(bank.search("boat", k=50))) == {f"boat number {n}" for n in range(34, 40)}
+    assert len(results) == 45  # and the neighbours of the hits
+
+
+def test_scores_are_those_of_sqlite(bank):
+    """FTS5's BM25 is an independent implementation. The records have no words in their dates."""
+    random = np.random.default_rng(3)
+    sentences = [
+        " ".join(random.choice(WORDS, size=size)) for size in [*random.integers(1, 100, 60), 300, 1000]
+    ]
+    index = sqlite3.connect(":memory:")
+    index.execute("CREATE VIRTUAL TABLE t USING fts5(body, tokenize = 'porter unicode61')")
+    for sentence in sentences:
+        bank.add(sentence, merge=False)
+        index.execute("INSERT INTO t VALUES (?)", (sentence,))
+    for query in ("heron", "heron mill quay", "ferry heron heron", "absent"):
+        expression = " OR ".join(dict.fromkeys(query.split()))
+        rows = index.execute("SELECT rowid, -rank FROM t WHERE t MATCH ?", (expression,)).fetchall()
+        with bank.store.reading() as connection:
+            matches = match_keywords(connection, query, Filter(1e10, None, None, None), 100, 1e-9)
+            rarities = sum(
+                rarity
+                for word in dict.fromkeys(query.split())
+                if (rarity := _rarity(sum(word in sentence.split() for sentence in sentences), 62)) > 0
+            )
+        scores = dict(zip(matches.numbers.tolist(), matches.coverage * max(rarities, 1e-9), strict=True))
+        assert scores.keys() == {row for row, _ in rows}
+        for row, expected in rows:  # FTS5 counts words exactly, the index within 4 % from 128 words on
+            assert scores[row] == pytest.approx(expected, rel=0.04 if row > 60 else 1e-6, abs=1e-5)
 
 
 def test_of_many_that_say_the_same_words_the_newest_are_found(bank, clock):
