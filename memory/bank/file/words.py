@@ -91,10 +91,10 @@ def _term(word: str) -> Term:
 
 @functools.lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
-    """Return a lower-cased word without accents; the Porter stem if its letters are then ASCII."""
+    """Return a lower-cased word without accents; its Porter stem if it then has ASCII letters only."""
     if not word.isascii():
         word = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", word)))
-    if not word.isascii() or len(word) < 3 or word.isdigit():
+    if len(word) < 3 or not (word.isascii() and word.isalpha()):
         return word
     with _STEMMER_LOCK:
         return _STEMMER.stemWord(word)

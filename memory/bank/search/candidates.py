@@ -129,7 +129,7 @@ def select_enough(
 
 
 def neighbours(
-    connection: sqlite3.Connection, rows: Iterable[Row], exclude: Iterable[Row], filter: Filter
+    connection: sqlite3.Connection, rows: Sequence[Row], exclude: Iterable[Row], filter: Filter
 ) -> list[Row]:
     """Return the rows right before and after `rows` in the same chunks, if `filter` accepts them.
 
@@ -137,13 +137,16 @@ def neighbours(
     """
     try:
         pairs = {(chunk, place + step) for _, chunk, place, *_ in rows for step in (-1, 1)}
-        pairs = list(pairs.difference((chunk, place) for _, chunk, place, *_ in exclude))
+        pairs = pairs.difference((chunk, place) for _, chunk, place, *_ in exclude)
     except TypeError as error:
         raise UnreadableError(
             f"the table `records` has a position in a chunk that is not a number: {error}"
         ) from error
+    # Most neighbours have the previous or the next number, and a look-up by number is much cheaper.
+    numbers = {number + step for number, *_ in rows for step in (-1, 1)}
+    result = [row for row in select_rows(connection, sorted(numbers), filter) if row[1:3] in pairs]
+    pairs = list(pairs.difference(row[1:3] for row in result))
     condition, values = filter.condition()
-    result: list[Row] = []
     for first in range(0, len(pairs), _MAX_PAIRS):
         batch = pairs[first : first + _MAX_PAIRS]
         marks = ", ".join(["(?, ?)"] * len(batch))
