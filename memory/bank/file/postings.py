@@ -27,7 +27,7 @@ from jaxtyping import Float, Int, UInt8
 from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.words import Term, day_words, index_words
 
-BLOCK = 4096
+BLOCK = 2048
 """Record numbers per block."""
 ENTRY_SIZE = 4
 """Bytes of a record in the column `records` of the table `blocks`."""

@@ -27,6 +27,8 @@ _SATURATION = 1.2
 _LENGTH_SHARE = 0.75  # of a text's length in the weight of its words
 _FIELDS = {Field.TEXT: 1.0, Field.DATE: 0.8}
 """Weights of the fields that a search reads. A text that names a day is nearer to it than one of that day."""
+NEIGHBOUR_SHARE = 0.5
+"""Share of the words of the previous and of the next record that counts for a record."""
 _MIN_RARITY = 1e-6  # rarity of a word in more than half of the records
 
 
@@ -41,7 +43,7 @@ class KeywordMatches(NamedTuple):
     """The same share without words in the date of a record. A fraction of it is added to the scores of the
     records right before and after, about which the date says nothing."""
     rows: list[Row]
-    """Rows of the best matches, best first."""
+    """Rows of the best matches, and of the best sums of a match and its neighbours, in any order."""
 
     def of(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "2 R"]:
         """Return `coverage` and `neighbour_coverage` of records; 0 for a record without a word."""
@@ -57,9 +59,9 @@ def match_keywords(
 ) -> KeywordMatches:
     """Return the keyword scores of a query, and the rows of the best valid matches.
 
-    At least `count` rows are returned, or all valid matches if there are fewer.
-    Records with equal scores are sorted newest first. Scores are divided by the sum of the rarities of the
-    query's words, or by `min_rarity` if this sum is smaller.
+    At least `count` rows are returned, or all valid matches if there are fewer. Of records with equal scores
+    the newest are returned. Scores are divided by the sum of the rarities of the query's words, or by
+    `min_rarity` if this sum is smaller.
     """
     index = WordIndex(connection)
     denominators = {
@@ -80,9 +82,14 @@ def match_keywords(
     numbers = index.numbers(positions)
     shares = scores[:, positions] / max(total_rarity, min_rarity)
     newest_first = numbers[::-1]
+    # Most neighbours have the previous or the next number. A search reads the rows of the others, too.
+    sums = scores[0, positions].copy()
+    for step in (-1, 1):
+        sums += NEIGHBOUR_SHARE * scores[1].take(positions + step, mode="clip")
 
     def find_best(depth: int) -> list[int]:
-        return newest_first[best(shares[0][::-1], depth)].tolist()
+        ranking = [best(values[::-1], depth) for values in (scores[0, positions], sums)]
+        return newest_first[np.unique(np.concatenate(ranking))].tolist()
 
     rows = select_enough(connection, find_best, filter, count)
     return KeywordMatches(numbers, shares[0], shares[1], rows)

@@ -31,17 +31,17 @@ from scrubjay.kernels.select import best
 from scrubjay.memory.bank.record import Explanation
 from scrubjay.memory.bank.search.candidates import Candidates, Filter, Row, neighbours, select_enough
 from scrubjay.memory.bank.search.dense import Scan
-from scrubjay.memory.bank.search.keyword import match_keywords
+from scrubjay.memory.bank.search.keyword import NEIGHBOUR_SHARE, match_keywords
 
 _WORD_WEIGHT = 5.0
-_NEIGHBOUR_WORDS = 0.5
 _NEIGHBOUR_MEANING = 1.5
 _MIN_RARITY = 0.1  # with embeddings; words in most records then count as no match
 _MAX_BONUS = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
-_DEPTH = 4  # candidates of each search per requested record
-_MIN_DEPTH = 64  # candidates of each of keyword and dense search, before neighbours are added
-_MATCH_FACTOR = 2  # keyword matches per depth, since many records may contain the same words
+_DEPTH = 4  # nearest records per requested record
+_MIN_DEPTH = 64  # nearest records, before neighbours are added
+_MATCHES = 2  # best matches of words, and best sums with their neighbours, per requested record
+_MIN_MATCHES = 24
 
 
 class RankedRecord(NamedTuple):
@@ -77,9 +77,9 @@ def recall(
     """
     depth = max(_DEPTH * k, _MIN_DEPTH)
     min_rarity = 0.0 if scan is None else _MIN_RARITY
-    matches = match_keywords(connection, query, filter, _MATCH_FACTOR * depth, min_rarity)
+    matches = match_keywords(connection, query, filter, max(_MATCHES * k, _MIN_MATCHES), min_rarity)
     rows = matches.rows
-    lenders = rows[:depth]
+    lenders = list(rows)
     chance = 0.0
     if scan is not None:
         near_rows = _nearest_rows(connection, scan, filter, depth)
@@ -95,7 +95,7 @@ def recall(
     neighbour_excess = candidates.neighbour_values(z).max(axis=0) - chance
     from_words, from_embeddings = _WORD_WEIGHT * w, z
     neighbour_words = candidates.neighbour_values(w_for_neighbours).sum(axis=0)
-    from_neighbours = _WORD_WEIGHT * _NEIGHBOUR_WORDS * neighbour_words
+    from_neighbours = _WORD_WEIGHT * NEIGHBOUR_SHARE * neighbour_words
     from_neighbours += _NEIGHBOUR_MEANING * np.maximum(neighbour_excess, 0.0)
     recency = _MAX_BONUS * (2 * 0.5 ** (np.maximum(now - candidates.renewed, 0.0) / _HALF_LIFE) - 1)
     importance = _MAX_BONUS * (2 * candidates.importance - 1)
@@ -108,8 +108,8 @@ def recall(
             numbers[i],
             float(score[i]),
             Explanation(
-                keyword_rank=_rank(w, i) if w[i] else None,
-                dense_rank=None if np.isnan(cosines[i]) else _rank(cosines, i),
+                keyword_rank=_rank(matches.coverage, w[i]) if w[i] else None,
+                dense_rank=None if np.isnan(cosines[i]) else _rank(cosines, cosines[i]),
                 cosine=None if np.isnan(cosines[i]) else float(cosines[i]),
                 from_words=float(from_words[i]),
                 from_embeddings=float(from_embeddings[i]),
@@ -142,8 +142,8 @@ def _numbers(rows: list[Row]) -> Int[np.ndarray, "R"]:
     return np.array([number for number, *_ in rows], dtype=np.int64)
 
 
-def _rank(values: Float[np.ndarray, "R"], i: int) -> int:
-    return 1 + int((values > values[i]).sum())
+def _rank(values: Float[np.ndarray, "R"], value: float) -> int:
+    return 1 + int((values > value).sum())
 
 
 def _best_indices(scores: Float[np.ndarray, "R"], numbers: Int[np.ndarray, "R"], k: int) -> list[int]:
