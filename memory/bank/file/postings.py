@@ -288,13 +288,6 @@ class WordIndex:
         """Return the record numbers at positions."""
         return self._blocks[positions // BLOCK] * BLOCK + positions % BLOCK
 
-    def positions(self, numbers: Int[np.ndarray, "P"]) -> Int[np.ndarray, "P"]:
-        """Return the positions of record numbers, -1 for a number outside all blocks."""
-        if not len(self._blocks):
-            return np.full(len(numbers), -1)
-        places = np.minimum(np.searchsorted(self._blocks, numbers // BLOCK), len(self._blocks) - 1)
-        return np.where(self._blocks[places] == numbers // BLOCK, places * BLOCK + numbers % BLOCK, -1)
-
     def _decode(self, rows: list[tuple[int, bytes]], term: Term) -> Postings:
         blocks, blobs = zip(*rows, strict=True)
         if not all(isinstance(blob, bytes) and len(blob) % _POSTING.size == 0 for blob in blobs):

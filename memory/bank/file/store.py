@@ -42,8 +42,7 @@ _LOCK_TIMEOUT = 30.0  # seconds to wait for another process's lock
 _MAX_SQL_LENGTH = 100_000
 """Bytes of a statement, also of one in the schema of a file. Ours have fewer than 10,000."""
 _MAX_FOREIGN_VALUE = 16 << 20
-"""Bytes of a value in an untrusted file. In the index of words, the longest Chinese text takes 7 MB; JSON
-takes up to 20 times its bytes in memory."""
+"""Bytes of a value in an untrusted file. JSON takes up to 20 times its bytes in memory."""
 _MIN_SIZE = 512  # bytes of an SQLite file: one page of the smallest size
 _SIDE_FILES = ("-journal", "-wal", "-shm")  # SQLite writes and truncates them
 
