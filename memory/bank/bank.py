@@ -4,10 +4,10 @@ One record type covers knowledge, conversation, task and episode. Records are ne
 supersedes an old one and ends its validity. Only `forget` deletes, and it deletes physically. Writing needs
 no language model.
 
-The score of a record is a sum of three parts: the similarity of its embedding to the query, the share of the
+The score of a record is a sum of three parts: the similarity of its embedding to the query, a score of the
 query's words that it contains, and a bonus from the scores of its neighbours. The neighbours are the previous
-and the next record of the conversation or document (`memory/bank/search/recall.py`). Without embeddings,
-scores depend on words alone.
+and the next turn of a conversation (`memory/bank/search/recall.py`). Without embeddings, scores depend on
+words alone.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ class MemoryBank:
         path: SQLite file; created if it does not exist.
         embeddings: Embedding model for dense retrieval; None searches by keywords alone.
         clock: Function that returns the current time. The time zone of this time decides when a day starts.
-        dense_weight: Score of a record whose cosine similarity is one standard deviation above the mean. For
-            comparison, a record that contains all words of the query scores 5
-            (`memory/bank/search/recall.py`).
+        dense_weight: Factor of the similarity of embeddings in a score (`memory/bank/search/recall.py`).
         surprise: Options of a neural memory over the embeddings (`memory/bank/surprise.py`); None disables
             it.
         device: Torch device that holds the embeddings, such as "cuda". On a GPU, Triton scans the embeddings.

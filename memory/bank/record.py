@@ -62,14 +62,15 @@ class Explanation:
     cosine: float | None
     """Cosine similarity of the record's and the query's embeddings."""
     from_words: float
-    """Score for the query's words that the record contains: about 5 for all words. Rare words count more."""
+    """Score for the query's words that the record contains. Rare words count more. A record with all words
+    has a score from 1, if they are common, to about 4."""
     from_embeddings: float
-    """Score for the embedding: `z * dense_weight * fluency`. The fluency says how well the embedding model
-    knows the script of the query (`memory/bank/embedding_model.py`). z is the difference between the cosine
-    and the mean cosine of all records that the search accepts, in standard deviations. In a search with
-    `by="meaning"`, the score is the cosine itself."""
+    """Score for the embedding: `0.65 * z * dense_weight * fluency`. The fluency says how well the embedding
+    model knows the script of the query (`memory/bank/embedding_model.py`). z is the difference between the
+    cosine and the mean cosine of all records that the search accepts, in standard deviations. In a search
+    with `by="meaning"`, the score is the cosine itself."""
     from_neighbours: float
-    """Score for the records right before and after this record in the same conversation or section."""
+    """Score for the turns right before and after this record in the same conversation."""
     recency: float
     """Amount that recency adds to the score, from 0.02 for a new record down to -0.02 for an old record."""
     importance: float

@@ -62,11 +62,16 @@ class Filter:
         return (self.kinds is None or kind in self.kinds) and namespace.startswith(self.namespace or "")
 
 
-_COLUMNS = "number, chunk, place, renewed, importance"
+_CONVERSATION = "kind = 'conversation' AND chunk > 0"
+_COLUMNS = f"number, CASE WHEN {_CONVERSATION} THEN chunk ELSE -number END, place, renewed, importance"
 _MAX_PAIRS = 200  # pairs per query; older SQLite versions accept at most 999 values
 
 Row = tuple[int, int, int, float, float]
-"""Record number, chunk, position in the chunk, time of the latest statement, importance."""
+"""Record number, conversation, position in it, time of the latest statement, importance.
+
+The conversation is a chunk. A passage of a document, and a record of another kind, has a negative number of
+its own instead.
+"""
 
 
 class Candidates(NamedTuple):
@@ -131,11 +136,12 @@ def select_enough(
 def neighbours(
     connection: sqlite3.Connection, rows: Sequence[Row], exclude: Iterable[Row], filter: Filter
 ) -> list[Row]:
-    """Return the rows right before and after `rows` in the same chunks, if `filter` accepts them.
+    """Return the rows right before and after `rows` in the same conversations, if `filter` accepts them.
 
     The rows of `exclude` are left out. Raises UnreadableError if a position in a chunk is not a number.
     """
     try:
+        rows = [row for row in rows if row[1] > 0]
         pairs = {(chunk, place + step) for _, chunk, place, *_ in rows for step in (-1, 1)}
         pairs = pairs.difference((chunk, place) for _, chunk, place, *_ in exclude)
     except TypeError as error:
@@ -151,7 +157,8 @@ def neighbours(
         batch = pairs[first : first + _MAX_PAIRS]
         marks = ", ".join(["(?, ?)"] * len(batch))
         result += connection.execute(
-            f"SELECT {_COLUMNS} FROM records WHERE (chunk, place) IN (VALUES {marks}) AND {condition}",
+            f"SELECT {_COLUMNS} FROM records WHERE (chunk, place) IN (VALUES {marks}) "
+            f"AND {_CONVERSATION} AND {condition}",
             [*itertools.chain.from_iterable(batch), *values],
         )
     return result

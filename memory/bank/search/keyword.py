@@ -1,11 +1,12 @@
-"""Keyword search: the share of a query's words that a record contains, by BM25F.
+"""Keyword search by BM25F.
 
-    score = sum over words of idf * (k + 1) t / (t + k)
-    t = sum over fields f of weight_f * count_f / (1 - b_f + b_f * length_f / mean length_f)
+    score = sum over words of idf * (k + 1) t / (t + k) / sqrt(sum over words of idf)
+    t = count / (1 - b + b * length / mean length) + .8 [word in date] + [word in title] + [word in speaker]
 
 BM25F (Robertson, Zaragoza and Taylor 2004; Robertson and Zaragoza 2009, section 3.6) adds the counts of a
-word in the fields of a record before it saturates them. The sum is divided by the sum of the words' inverse
-document frequencies (rarities), so that scores of short and long queries are comparable.
+word in the fields of a record before it saturates them. k is .6 and b is .75. The sum is divided by the root
+of the sum of the words' inverse document frequencies (rarities). A record with all words then has a score
+near this root, so that a long query outweighs embeddings and a word that many records contain does not.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from scrubjay.memory.bank.file.postings import LENGTHS, Field, Postings, WordInd
 from scrubjay.memory.bank.file.words import Term, query_terms
 from scrubjay.memory.bank.search.candidates import Filter, Row, select_enough
 
-_SATURATION = 1.2
+_SATURATION = 0.6
 _LENGTH_SHARE = 0.75  # of a text's length in the weight of its words
-_FIELDS = {Field.TEXT: 1.0, Field.DATE: 0.8}
-"""Weights of the fields that a search reads. A text that names a day is nearer to it than one of that day."""
-NEIGHBOUR_SHARE = 0.5
-"""Share of the words of the previous and of the next record that counts for a record."""
+_DATE_WEIGHT = 0.8  # below 1: a text that names a day is nearer to the day than one that was observed on it
+_FIELDS = (Field.TEXT, Field.DATE, Field.TITLE, Field.SPEAKER)
+NEIGHBOUR_SHARE, NEIGHBOUR_FLOOR = 0.3, 1.0
+"""Share of the score above the floor that a turn adds to the previous and to the next turn."""
 _MIN_RARITY = 1e-6  # rarity of a word in more than half of the records
 
 
@@ -37,20 +38,19 @@ class KeywordMatches(NamedTuple):
 
     numbers: Int[np.ndarray, "M"]
     """Numbers of the records that contain a word, ascending."""
-    coverage: Float[np.ndarray, "M"]
-    """Share of the query's words that a record contains, weighted by rarity."""
-    neighbour_coverage: Float[np.ndarray, "M"]
-    """The same share without words in the date of a record. A fraction of it is added to the scores of the
-    records right before and after, about which the date says nothing."""
+    scores: Float[np.ndarray, "M"]
+    """Scores by BM25F."""
+    scores_without_date: Float[np.ndarray, "M"]
+    """Scores without the words of a record's date, which say nothing of the turns before and after."""
     rows: list[Row]
     """Rows of the best matches, and of the best sums of a match and its neighbours, in any order."""
 
     def of(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "2 R"]:
-        """Return `coverage` and `neighbour_coverage` of records; 0 for a record without a word."""
+        """Return `scores` and `scores_without_date` of records; 0 for a record without a word."""
         if not len(self.numbers):
             return np.zeros((2, len(numbers)))
         places = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        scores = np.stack([self.coverage[places], self.neighbour_coverage[places]])
+        scores = np.stack([self.scores[places], self.scores_without_date[places]])
         return np.where(self.numbers[places] == numbers, scores, 0.0)
 
 
@@ -60,14 +60,11 @@ def match_keywords(
     """Return the keyword scores of a query, and the rows of the best valid matches.
 
     At least `count` rows are returned, or all valid matches if there are fewer. Of records with equal scores
-    the newest are returned. Scores are divided by the sum of the rarities of the query's words, or by
-    `min_rarity` if this sum is smaller.
+    the newest are returned. Scores are divided by the root of the sum of the rarities of the query's words. A
+    sum below 1 divides without the root, and is at least `min_rarity`.
     """
     index = WordIndex(connection)
-    denominators = {
-        Field.TEXT: 1 - _LENGTH_SHARE + _LENGTH_SHARE * LENGTHS / index.mean_length,
-        Field.DATE: np.ones_like(LENGTHS),
-    }
+    denominators = 1 - _LENGTH_SHARE + _LENGTH_SHARE * LENGTHS / index.mean_length
     scores = np.zeros((2, index.size))  # of all fields, and without dates
     total_rarity = 0.0
     for term in query_terms(query):
@@ -80,32 +77,36 @@ def match_keywords(
     is_accepted = _scope_mask(index, filter)
     positions = np.flatnonzero(scores[0] if is_accepted is None else (scores[0] > 0) & is_accepted)
     numbers = index.numbers(positions)
-    shares = scores[:, positions] / max(total_rarity, min_rarity)
+    # Where words are common, as in a bank of few records, scores must not vanish against recency.
+    scores /= math.sqrt(total_rarity) if total_rarity > 1 else max(total_rarity, min_rarity, _MIN_RARITY)
     newest_first = numbers[::-1]
     # Most neighbours have the previous or the next number. A search reads the rows of the others, too.
     sums = scores[0, positions].copy()
     for step in (-1, 1):
-        sums += NEIGHBOUR_SHARE * scores[1].take(positions + step, mode="clip")
+        excess = scores[1].take(positions + step, mode="clip") - NEIGHBOUR_FLOOR
+        sums += NEIGHBOUR_SHARE * np.maximum(excess, 0.0)
 
     def find_best(depth: int) -> list[int]:
         ranking = [best(values[::-1], depth) for values in (scores[0, positions], sums)]
         return newest_first[np.unique(np.concatenate(ranking))].tolist()
 
     rows = select_enough(connection, find_best, filter, count)
-    return KeywordMatches(numbers, shares[0], shares[1], rows)
+    return KeywordMatches(numbers, scores[0, positions], scores[1, positions], rows)
 
 
 def _weigh(
-    postings: Mapping[Field, Postings], denominators: Mapping[Field, Float[np.ndarray, "256"]]
+    postings: Mapping[Field, Postings], denominators: Float[np.ndarray, "256"]
 ) -> tuple[Int[np.ndarray, "R"], Float[np.ndarray, "R"], Float[np.ndarray, "R"]]:
     """Return the positions of a term's records, and its weighted counts in all fields and without the date.
 
-    `denominators` has the divisor of a count for each code of a length, by field.
+    `denominators` has the divisor of a count in a text for each code of a length.
     """
     if not postings:
         return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
     frequencies = [
-        _FIELDS[field] * entries.counts / denominators[field][entries.lengths]
+        entries.counts / denominators[entries.lengths]
+        if field is Field.TEXT
+        else np.minimum(entries.counts, 1) * (_DATE_WEIGHT if field is Field.DATE else 1.0)
         for field, entries in postings.items()
     ]
     if len(postings) == 1 and (entries := next(iter(postings.values()))).are_distinct:

@@ -43,12 +43,12 @@ class RandomEmbeddings:
         return [self.embed_query(text) for text in texts]
 
 
-def compute_coverage(turns, query):
-    """Return BM25F divided by the sum of rarities, of all fields and without the date, by its definition."""
+def score_words(turns, query):
+    """Return BM25F of all fields and without the date, by its definition."""
     texts = [index_words(text) for text, _ in turns]
     dates = [set(index_words(day_words(text, moment.timestamp()))) for text, moment in turns]
     mean_length = max(sum(map(len, texts)) / len(texts), 1)
-    coverage, rarities = np.zeros((2, len(turns))), 0.0
+    scores, rarities = np.zeros((2, len(turns))), 0.0
     for term in query_terms(query):
         in_text = np.array([sum(words.count(word) for word in term.words) for words in texts])
         in_text = in_text / [0.25 + 0.75 * len(words) / mean_length for words in texts]
@@ -58,23 +58,22 @@ def compute_coverage(turns, query):
         rarity = math.log((n - count + 0.5) / (count + 0.5)) if 2 * count < n else 1e-6
         rarities += rarity
         for i, frequency in enumerate((in_text + in_date, in_text)):
-            coverage[i] += rarity * 2.2 * frequency / (frequency + 1.2)
-    return coverage / max(rarities, 0.1)
+            scores[i] += rarity * 1.6 * frequency / (frequency + 0.6)
+    return scores / (math.sqrt(rarities) if rarities > 1 else max(rarities, 0.1))
 
 
 def score_by_definition(turns, query, embeddings):
     """Return the score of every turn by a direct implementation of the formula."""
-    w, w_without_date = compute_coverage(turns, query)
+    w, w_without_date = score_words(turns, query)
     vectors = np.array(embeddings.embed_documents([text for text, _ in turns]))
     cosines = vectors @ embeddings.embed_query(query)
-    z = (cosines - cosines.mean()) / max(cosines.std(), 1e-3) * fluency(embeddings, "latin")
+    z = 0.65 * (cosines - cosines.mean()) / max(cosines.std(), 1e-3) * fluency(embeddings, "latin")
     pauses = np.diff([moment.timestamp() for _, moment in turns]) > 86400
     scores = []
     for i in range(len(turns)):
         beside = [i - 1] * (i > 0 and not pauses[i - 1])
         beside += [i + 1] * (i + 1 < len(turns) and not pauses[i])
-        excess = max((z[j] for j in beside), default=0.0) - math.sqrt(2 * math.log(len(turns)))
-        scores.append(z[i] + 5 * (w[i] + sum(w_without_date[j] for j in beside) / 2) + 1.5 * max(0.0, excess))
+        scores.append(w[i] + z[i] + 0.3 * sum(max(0.0, w_without_date[j] + z[j] - 1) for j in beside))
     return np.array(scores)
 
 
