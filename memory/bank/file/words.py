@@ -91,13 +91,17 @@ def _term(word: str) -> Term:
 
 @functools.lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
-    """Return a lower-cased word without accents; its Porter stem if it then has ASCII letters only."""
+    """Return a lower-cased word without accents; its Porter stem if it then has ASCII letters only.
+
+    A word whose stem is a stop word is its own stem: the name "Ines" would otherwise be found at each "in".
+    """
     if not word.isascii():
         word = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", word)))
     if len(word) < 3 or not (word.isascii() and word.isalpha()):
         return word
     with _STEMMER_LOCK:
-        return _STEMMER.stemWord(word)
+        result = _STEMMER.stemWord(word)
+    return word if result in STOP_WORDS else result
 
 
 def _index_text(text: str) -> str:

@@ -28,8 +28,8 @@ _SATURATION = 0.6
 _LENGTH_SHARE = 0.75  # of a text's length in the weight of its words
 _DATE_WEIGHT = 0.8  # below 1: a text that names a day is nearer to the day than one that was observed on it
 _FIELDS = (Field.TEXT, Field.DATE, Field.TITLE, Field.SPEAKER)
-NEIGHBOUR_SHARE, NEIGHBOUR_FLOOR = 0.3, 1.0
-"""Share of the score above the floor that a turn adds to the previous and to the next turn."""
+NEIGHBOUR_SHARE = 0.3
+"""Share of its score above half the best score that a turn adds to the previous and to the next turn."""
 _MIN_RARITY = 1e-6  # rarity of a word in more than half of the records
 
 
@@ -82,8 +82,9 @@ def match_keywords(
     newest_first = numbers[::-1]
     # Most neighbours have the previous or the next number. A search reads the rows of the others, too.
     sums = scores[0, positions].copy()
+    half = sums.max(initial=0.0) / 2
     for step in (-1, 1):
-        excess = scores[1].take(positions + step, mode="clip") - NEIGHBOUR_FLOOR
+        excess = scores[1].take(positions + step, mode="clip") - half
         sums += NEIGHBOUR_SHARE * np.maximum(excess, 0.0)
 
     def find_best(depth: int) -> list[int]:

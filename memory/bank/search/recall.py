@@ -1,7 +1,7 @@
 """Ranking of records by keywords, embedding similarity, and the scores of adjacent turns.
 
     s = w + 0.65 z
-    score = s + 0.3 (max(0, s1 - 1) + max(0, s2 - 1))
+    score = s + 0.3 (max(0, s1 - h) + max(0, s2 - h))
 
 - w is the keyword score of the record divided by the root of its largest value for the query
   (`memory/bank/search/keyword.py`).
@@ -29,7 +29,7 @@ from scrubjay.kernels.select import best
 from scrubjay.memory.bank.record import Explanation
 from scrubjay.memory.bank.search.candidates import Candidates, Filter, Row, neighbours, select_enough
 from scrubjay.memory.bank.search.dense import Scan
-from scrubjay.memory.bank.search.keyword import NEIGHBOUR_FLOOR, NEIGHBOUR_SHARE, match_keywords
+from scrubjay.memory.bank.search.keyword import NEIGHBOUR_SHARE, match_keywords
 
 _MEANING_WEIGHT = 0.65
 _MIN_RARITY = 0.1  # with embeddings; words in most records then count as no match
@@ -80,7 +80,7 @@ def recall(
     if scan is not None:
         near_rows = _nearest_rows(connection, scan, filter, depth)
         z = _MEANING_WEIGHT * dense_weight * scan.deviations(scan.cosines(_numbers(near_rows)))
-        lenders += [row for row, value in zip(near_rows, z, strict=True) if value > NEIGHBOUR_FLOOR]
+        lenders += [row for row, value in zip(near_rows, z, strict=True) if value > z.max() / 2]
         rows += near_rows
     candidates = Candidates.from_rows([*rows, *neighbours(connection, lenders, rows, filter)])
     numbers = candidates.numbers.tolist()
@@ -89,7 +89,7 @@ def recall(
     z = np.zeros(len(w))
     if scan is not None:
         z = _MEANING_WEIGHT * dense_weight * np.nan_to_num(scan.deviations(cosines))
-    excess = np.maximum(w_without_date + z - NEIGHBOUR_FLOOR, 0.0)
+    excess = np.maximum(w_without_date + z - (w + z).max(initial=0.0) / 2, 0.0)
     from_neighbours = NEIGHBOUR_SHARE * candidates.neighbour_values(excess).sum(axis=0)
     recency = _MAX_BONUS * (2 * 0.5 ** (np.maximum(now - candidates.renewed, 0.0) / _HALF_LIFE) - 1)
     importance = _MAX_BONUS * (2 * candidates.importance - 1)

@@ -64,6 +64,11 @@ def test_an_ordinal_matches_its_number_and_one_character_the_start_of_a_pair():
     assert query_terms("鱼") == [Term(("鱼",), is_prefix=True)]
 
 
+def test_a_name_whose_stem_is_a_stop_word_is_found_alone():
+    assert index_words("Ines came in.") == ["ines", "came", "in"]
+    assert query_terms("Where does Ines live?") == [Term(("ines",)), Term(("live",))]
+
+
 def test_stems_are_those_of_sqlite():
     """SQLite's Porter stemmer is an independent implementation."""
     words = [

@@ -78,13 +78,13 @@ def test_who_says_all_of_the_words_gets_at_least_one_however_common_they_are(ban
 
 
 def test_a_title_and_a_speaker_are_found_and_add_to_the_text(bank):
-    bank.add("It eats fish.", title="The heron", merge=False)
-    bank.add("The heron sleeps.", speaker="Vera", merge=False)
-    bank.add("The heron eats fish.", title="The heron", merge=False)
+    bank.add("It eats fish.", kind="knowledge", title="The heron", merge=False)
+    bank.add("The heron sleeps.", kind="knowledge", speaker="Vera", merge=False)
+    bank.add("The heron eats fish.", kind="knowledge", title="The heron", merge=False)
     for n in range(9):
         bank.add(f"A boat sails {n}.", kind="task", merge=False)
     assert next(hit.text for hit in bank.search("heron")) == "The heron eats fish."
-    assert len(bank.search("heron", kinds="conversation")) == 3
+    assert len(bank.search("heron", kinds="knowledge")) == 3
     assert texts(bank.search("Vera", k=1)) == ["The heron sleeps."]
 
 

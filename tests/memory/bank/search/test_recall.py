@@ -69,11 +69,11 @@ def score_by_definition(turns, query, embeddings):
     cosines = vectors @ embeddings.embed_query(query)
     z = 0.65 * (cosines - cosines.mean()) / max(cosines.std(), 1e-3) * fluency(embeddings, "latin")
     pauses = np.diff([moment.timestamp() for _, moment in turns]) > 86400
-    scores = []
+    scores, half = [], max(0.0, (w + z).max()) / 2
     for i in range(len(turns)):
         beside = [i - 1] * (i > 0 and not pauses[i - 1])
         beside += [i + 1] * (i + 1 < len(turns) and not pauses[i])
-        scores.append(w[i] + z[i] + 0.3 * sum(max(0.0, w_without_date[j] + z[j] - 1) for j in beside))
+        scores.append(w[i] + z[i] + 0.3 * sum(max(0.0, w_without_date[j] + z[j] - half) for j in beside))
     return np.array(scores)
 
 
