@@ -1,8 +1,8 @@
 """Memory bank: an agent's texts in one SQLite file, retrieved by keywords and embeddings.
 
-One record type covers knowledge, conversation, task and episode. Records are never overwritten: a new record
-supersedes an old one and ends its validity. Only `forget` deletes, and it deletes physically. Writing needs
-no language model.
+One record type covers knowledge, conversation, task and episode. A new record supersedes an old one and ends
+its validity. `update` changes the text of a record and keeps the former one in its history. Only `forget`
+deletes, and it deletes physically. Writing needs no language model.
 
 The score of a record is a sum of three parts: the similarity of its embedding to the query, a score of the
 query's words that it contains, and a bonus from the scores of its neighbours. The neighbours are the previous
@@ -12,31 +12,26 @@ words alone.
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
 
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.duplicates import prepare_draft, write_drafts
 from scrubjay.memory.bank.embedding_index import EmbeddingIndex, check_options
 from scrubjay.memory.bank.embedding_model import Embeddings
 from scrubjay.memory.bank.file.store import Store, select
-from scrubjay.memory.bank.index import forget
+from scrubjay.memory.bank.life_cycle import LifeCycle
 from scrubjay.memory.bank.record import (
     COLUMNS,
-    FOREIGN_TRUST,
     KINDS,
     TRUSTS,
     Draft,
     Hit,
-    Record,
     Time,
     check_choice,
-    check_choices,
     check_count,
     check_id,
     check_length,
@@ -48,16 +43,15 @@ from scrubjay.memory.bank.record import (
     time_zone,
     to_seconds,
 )
-from scrubjay.memory.bank.search.candidates import Filter
+from scrubjay.memory.bank.search.candidates import Scalar
 from scrubjay.memory.bank.search.completeness import complete_marks, complete_words
 from scrubjay.memory.bank.search.recall import rank_by_cosine, recall
-from scrubjay.memory.bank.serialization import BATCH, Restorer, build_draft, check_row, read_rows
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import SurpriseConfig
 
 
-class MemoryBank:
+class MemoryBank(LifeCycle):
     """Memory bank in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
     Args:
@@ -160,16 +154,6 @@ class MemoryBank:
             **provenance,
         )
         return self.write(self.embed_drafts([draft]))[0]
-
-    @property
-    def foreign(self) -> bool:
-        """True if the file comes from someone else, so that every record has the trust "tool"."""
-        return self._store.foreign
-
-    @property
-    def store(self) -> Store:
-        """Database of the bank. Callers can add tables and write to them in one transaction with records."""
-        return self._store
 
     def draft(
         self,
@@ -291,6 +275,9 @@ class MemoryBank:
         explain: bool = False,
         trusts: Iterable[str] | str | None = None,
         by: str | None = None,
+        where: Mapping[str, Scalar] | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
     ) -> list[Hit]:
         """Return up to `k` records that are valid now or at the time `at`, best first.
 
@@ -308,6 +295,9 @@ class MemoryBank:
             explain: Set the field `explanation` of each hit.
             trusts: Authors to search; `("user", "agent")` excludes texts of tools. None searches all authors.
             by: "meaning" ranks by cosine similarity alone, "words" by keywords alone; None combines both.
+            where: Fields of the provenance with their values, such as `{"source": "manual.md"}`.
+            since: Earliest time of observation.
+            until: Time before which a record was observed.
 
         Raises:
             ValueError, TypeError: if k < 1, if a kind, trust or `by` is unknown, if `at` is not a time, if
@@ -325,12 +315,9 @@ class MemoryBank:
         now = to_seconds(moment, "clock()")
         complete_words(self._store, time_zone(moment), self._has_complete_words)
         self._has_complete_words = True
-        filter = Filter(
-            at=now if at is None else to_seconds(at, "at"),
-            kinds=check_choices("kinds", kinds, KINDS),
-            namespace=None if namespace is None else join_namespace(check_namespace(namespace)),
-            trusts=self._stored_trusts(check_choices("trusts", trusts, TRUSTS)),
-            needs_observation=at is not None,
+        filter = self._filter(namespace, kinds, trusts, where, since, until)
+        filter = dataclasses.replace(
+            filter, at=now if at is None else to_seconds(at, "at"), needs_observation=at is not None
         )
         vector, dense_weight = None, 0.0
         if embedding_index is not None:
@@ -352,106 +339,6 @@ class MemoryBank:
                 for number, score, explanation in ranking
             ]
 
-    def get(self, id: str) -> Record | None:
-        """Return the record with this id, even if its validity has ended; None if the id is unknown."""
-        with self._store.reading() as connection:
-            row = connection.execute(
-                f"SELECT {COLUMNS} FROM records WHERE id = ?", (check_id("id", id),)
-            ).fetchone()
-            return Record(**record_fields(row, self.foreign)) if row else None
-
-    def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
-        """Return the last `n` records that are valid now, newest last.
-
-        Args:
-            n: Largest number of records.
-            kind: Kind of the records; None for all.
-            namespace: Owner of the records, with the namespaces below it; None for all.
-        """
-        n = check_count("n", n, 0)
-        condition, values = Filter(
-            at=to_seconds(self._clock(), "clock()"),
-            kinds=None if kind is None else (check_choice("kind", kind, KINDS),),
-            namespace=None if namespace is None else join_namespace(check_namespace(namespace)),
-            trusts=None,
-        ).condition()
-        with self._store.reading() as connection:
-            rows = connection.execute(
-                f"SELECT {COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
-                [*values, n],
-            ).fetchall()
-            return [Record(**record_fields(row, self.foreign)) for row in reversed(rows)]
-
-    def sayings(self, id: str) -> list[str]:
-        """Return the text of a record and all texts that were merged into the record, oldest first."""
-        with self._store.reading() as connection:
-            rows = connection.execute(
-                "SELECT 0, text FROM records WHERE id = ?1 UNION ALL SELECT sayings.rowid, sayings.text "
-                "FROM sayings JOIN records USING (number) WHERE id = ?1 ORDER BY 1",
-                (check_id("id", id),),
-            ).fetchall()
-        return [text for _, text in rows]
-
-    def export(self) -> Iterator[dict[str, Any]]:
-        """Yield every record as a JSON-serializable dict, oldest first.
-
-        Expired records and merged texts are included. Records that other threads or processes write during
-        the export may be included.
-        """
-        last = 0
-        while True:
-            with self._store.reading() as connection:
-                last, rows = read_rows(connection, last, self.foreign)
-            if not rows:
-                return
-            yield from rows
-
-    def restore(self, rows: Iterable[Mapping[str, Any]], foreign: bool = True) -> list[bool]:
-        """Write records from `export`; return one flag per record, True if it was new.
-
-        Records whose ids already exist in the bank stay unchanged. Records are written in batches of 500. If
-        the import is interrupted, the written batches stay in the bank, and a second call with all records
-        completes the import.
-
-        Args:
-            rows: Exported records.
-            foreign: The records may come from someone else: all of them get the trust "tool". False restores
-                the trust levels of an export of your own, such as a backup.
-
-        Raises:
-            ValueError: If a row is not an exported record.
-            TypeError: If a row is not an exported record.
-        """
-        rows, restorer, zone = iter(rows), Restorer(), time_zone(self._clock())
-        new: list[bool] = []
-        while batch := list(itertools.islice(rows, BATCH)):
-            for row in batch:
-                check_row(row)
-            vectors: Sequence[np.ndarray | None] = [None] * len(batch)
-            if self._embedding_index is not None:
-                vectors = self._embedding_index.embed_texts([row["text"] for row in batch])
-            drafts = [
-                build_draft(row, vector, zone, foreign) for row, vector in zip(batch, vectors, strict=True)
-            ]
-            with self._store.writing() as connection:
-                if self._embedding_index is not None and vectors[0] is not None:
-                    self._embedding_index.note_dimension(connection, vectors[0])
-                flags = [restorer.restore(connection, row, d) for row, d in zip(batch, drafts, strict=True)]
-            new += flags
-        return new
-
-    def forget(self, id: str) -> bool:
-        """Delete a record permanently with its wordings, embedding and index entries.
-
-        Return True if the record existed. The bytes of the record are overwritten in the file. A concurrent
-        reader in another process may delay the overwriting.
-        """
-        with self._store.writing() as connection:
-            is_deleted = forget(connection, check_id("id", id), self._store.path)
-        if is_deleted:
-            self._store.erase_traces()
-        return is_deleted
-
     def build_index(self) -> Iterator[tuple[int, int]]:
         """Build the missing segments of an `approximate` bank's index.
 
@@ -461,21 +348,6 @@ class MemoryBank:
         """
         if self._embedding_index is not None:
             yield from self._embedding_index.build_index()
-
-    def _stored_trusts(self, trusts: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Return the stored words of the records that count as one of `trusts`; None for all words."""
-        if not self.foreign or trusts is None:
-            return trusts
-        return None if FOREIGN_TRUST in trusts else ()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._store.close()
-
-    def __len__(self) -> int:
-        """Return the number of records, expired records included."""
-        with self._store.reading() as connection:
-            return connection.execute("SELECT COUNT(*) FROM records").fetchone()[0]
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from typing import Any
 
 from scrubjay.memory.bank.file.postings import delete_entry, entry_words, insert_entries
 from scrubjay.memory.bank.file.words import index_words
-from scrubjay.memory.bank.record import DRAFT_COLUMNS, Draft, Fingerprint, read_trust
+from scrubjay.memory.bank.record import DRAFT_COLUMNS, Draft, Fingerprint, Version, read_trust, to_datetime
 from scrubjay.memory.bank.search.segments import forget_in_segment
 
 _MAX_PAUSE = 86400.0  # seconds without a record after which a new chunk starts
@@ -55,6 +55,65 @@ def append(
             chunk = chunk_of_section[draft.section] = -number
         connection.execute("UPDATE records SET chunk = ? WHERE number = ?", (chunk, number))
     return number, id
+
+
+def replace_text(
+    connection: sqlite3.Connection, id: str, draft: Draft, fingerprint: Fingerprint, bank: str, foreign: bool
+) -> bool:
+    """Replace the text of a record by that of a draft; return False if the text is the same.
+
+    The record gets a new number, so that each index drops the former text as that of a deleted record. Raises
+    ValueError if the draft must not replace the record.
+
+    Args:
+        connection: Connection to the bank's file, in a transaction.
+        id: Id of the record.
+        draft: New text with the other fields of the record.
+        fingerprint: Index data of the draft.
+        bank: Path of the bank's file.
+        foreign: Every record counts as the text of a tool.
+    """
+    number, text, trust, observed, chunk, place = connection.execute(
+        "SELECT number, text, trust, observed, chunk, place FROM records WHERE id = ?", (id,)
+    ).fetchone()
+    if text == draft.text:
+        return False
+    _check_replacement("id", id, draft, read_trust(trust, foreign))
+    temporary_id = uuid.uuid4().hex
+    connection.execute("UPDATE records SET id = ? WHERE number = ?", (temporary_id, number))
+    columns = {"id": id, "renewed": draft.created, "chunk": chunk, "place": place}
+    new_number = insert(connection, draft, fingerprint, columns)
+    connection.execute("UPDATE history SET number = ? WHERE number = ?", (new_number, number))
+    connection.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (new_number, text, observed, draft.created))
+    connection.execute(
+        "INSERT INTO history SELECT ?, text, observed, ? FROM sayings WHERE number = ? ORDER BY rowid",
+        (new_number, draft.created, number),
+    )
+    forget(connection, temporary_id, bank)
+    return True
+
+
+def read_draft(connection: sqlite3.Connection, id: str) -> Draft:
+    """Return a record as a draft that merges into no other. Raises KeyError if no record has the id."""
+    row = connection.execute(f"SELECT {', '.join(DRAFT_COLUMNS)} FROM records WHERE id = ?", (id,)).fetchone()
+    if row is None:
+        raise KeyError(f"id={id!r:.80}: no record has this id")
+    return Draft(*row, merge=False)
+
+
+def read_versions(connection: sqlite3.Connection, id: str) -> list[Version]:
+    """Return the texts of a record, oldest first. Raises KeyError if no record has the id."""
+    row = connection.execute("SELECT number, text, renewed FROM records WHERE id = ?", (id,)).fetchone()
+    if row is None:
+        raise KeyError(f"id={id!r:.80}: no record has this id")
+    number, *present = row
+    rows = connection.execute(
+        "SELECT text, observed, end_time FROM history WHERE number = ? ORDER BY rowid", (number,)
+    ).fetchall()
+    return [
+        Version(text, to_datetime(observed), None if end is None else to_datetime(end))
+        for text, observed, end in [*rows, (*present, None)]
+    ]
 
 
 def insert(
@@ -109,20 +168,25 @@ def forget(connection: sqlite3.Connection, id: str, bank: str) -> bool:
 
 
 def _end_validity(connection: sqlite3.Connection, draft: Draft, foreign: bool) -> None:
-    """End the validity of the record that a draft supersedes; raise ValueError if it must not be replaced."""
+    """End the validity of the record that a draft supersedes; raise ValueError if it must not be end."""
     row = connection.execute("SELECT number, trust FROM records WHERE id = ?", (draft.supersedes,)).fetchone()
     if row is None:
         raise ValueError(f"supersedes={draft.supersedes!r}: unknown record; pass an id returned by add")
-    number, trust = row[0], read_trust(row[1], foreign)
-    if draft.trust == "tool" and trust != "tool":
-        raise ValueError(
-            f"supersedes={draft.supersedes!r}: a text of trust 'tool' cannot replace a record of trust "
-            f"{trust!r}; let the agent or the user confirm the text"
-        )
+    number = row[0]
+    _check_replacement("supersedes", draft.supersedes, draft, read_trust(row[1], foreign))
     end = draft.observed if draft.valid_from is None else draft.valid_from
     connection.execute(
         "UPDATE records SET valid_to = MIN(?, COALESCE(valid_to, ?)) WHERE number = ?", (end, end, number)
     )
+
+
+def _check_replacement(name: str, id: str | None, draft: Draft, trust: str) -> None:
+    """Raise ValueError if a draft must not replace a record of this trust."""
+    if draft.trust == "tool" and trust != "tool":
+        raise ValueError(
+            f"{name}={id!r}: a text of trust 'tool' cannot replace a record of trust {trust!r}; let the "
+            "agent or the user confirm the text"
+        )
 
 
 def _find_chunk(connection: sqlite3.Connection, draft: Draft, chunk_of_section: dict[int, int]) -> int:

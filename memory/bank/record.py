@@ -89,7 +89,10 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """Record of a memory bank. Only `valid_to`, `observed`, `renewed` and `sayings` change after writing."""
+    """Record of a memory bank.
+
+    `update` changes its text and trust. Later records change `valid_to`, `observed`, `renewed` and `sayings`.
+    """
 
     id: str
     """Unique id in the bank."""
@@ -120,6 +123,18 @@ class Record:
     """Id of the record that this one replaced; None if it replaced none."""
     sayings: int
     """Number of statements in this record: the first one and all that were merged into the record."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """Text that a record has or had."""
+
+    text: str
+    """Stored text."""
+    observed: datetime
+    """Time of the statement."""
+    end: datetime | None
+    """Time of the update that replaced the text; None for the present text."""
 
 
 @dataclass(frozen=True)

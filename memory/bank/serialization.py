@@ -62,6 +62,12 @@ def read_rows(
                 "SELECT text, observed, provenance FROM sayings WHERE number = ? ORDER BY rowid", (number,)
             )
         ]
+        row["history"] = [
+            {"text": text, "observed": observed, "end": end}
+            for text, observed, end in connection.execute(
+                "SELECT text, observed, end_time FROM history WHERE number = ? ORDER BY rowid", (number,)
+            )
+        ]
         json_rows.append(row)
     return (rows[-1][0] if rows else after), json_rows
 
@@ -100,6 +106,13 @@ class Restorer:
             [
                 (number, saying["text"], saying["observed"], encode_provenance(saying["provenance"]))
                 for saying in row["sayings"]
+            ],
+        )
+        connection.executemany(
+            "INSERT INTO history VALUES (?, ?, ?, ?)",
+            [
+                (number, version["text"], version["observed"], version["end"])
+                for version in row.get("history", ())
             ],
         )
         return True
@@ -147,6 +160,14 @@ def check_row(row: Any) -> None:
         _check(saying, "text", _is_text)
         _check_moment(saying, "observed")
         encode_provenance(saying["provenance"])
+    history = row.get("history", [])  # an export of an earlier version has none
+    _check({"history": history}, "history", lambda value: isinstance(value, list))
+    for version in history:
+        if not (isinstance(version, dict) and version.keys() >= {"text", "observed", "end"}):
+            raise ValueError(f"history={version!r:.80}: each entry needs text, observed and end")
+        _check(version, "text", _is_text)
+        _check_moment(version, "observed")
+        _check_moment(version, "end")
 
 
 def _check(row: Mapping[str, Any], name: str, is_valid: Callable[[Any], bool]) -> None:

@@ -83,6 +83,14 @@ MIGRATIONS: Migrations = (
         # The first search indexes the words, since this takes minutes for a million records.
         "INSERT INTO facts SELECT 'unindexed', COALESCE(MAX(number), 0) FROM records",
     ),
+    (
+        """CREATE TABLE history (
+            number INTEGER NOT NULL REFERENCES records ON DELETE CASCADE,
+            text TEXT NOT NULL,
+            observed REAL NOT NULL,
+            end_time REAL NOT NULL)""",
+        "CREATE INDEX history_by_record ON history (number)",
+    ),
 )
 """Layouts of the bank's own tables; each entry turns one layout into the next."""
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,13 +17,24 @@ from jaxtyping import Float, Int
 from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.store import select
 
+Scalar = str | float | bool | None
+"""Value of a field of the provenance that a filter compares."""
+_JSON_TYPES = {
+    str: ("text", " AND field.value = ?"),
+    int: ("integer real", " AND field.value = ?"),
+    float: ("integer real", " AND field.value = ?"),
+    bool: ("", ""),
+    type(None): ("null", ""),
+}
+"""Types of a value in SQLite's JSON, and the condition on the value."""
+
 
 @dataclass(frozen=True)
 class Filter:
     """Filter of the records that a search may return."""
 
-    at: float
-    """Time at which records must be valid, in seconds since 1970."""
+    at: float | None
+    """Time at which records must be valid, in seconds since 1970; None accepts all times."""
     kinds: tuple[str, ...] | None
     """Kinds of record that the filter accepts; None accepts all kinds."""
     namespace: str | None
@@ -32,14 +43,22 @@ class Filter:
     """Authors whose records the filter accepts; None accepts all authors."""
     needs_observation: bool = False
     """Accept a record without a start of validity only if it was observed by the time `at`."""
+    where: tuple[tuple[str, Scalar], ...] = ()
+    """Fields of the provenance with their values."""
+    since: float | None = None
+    """Earliest time of observation, in seconds since 1970."""
+    until: float | None = None
+    """Time before which a record was observed, in seconds since 1970."""
 
     def condition(self) -> tuple[str, list[object]]:
         """Return the SQL condition and the values of its placeholders."""
         has_started = "(valid_from IS NULL OR valid_from <= ?)"
         if self.needs_observation:
             has_started = "COALESCE(valid_from, observed) <= ?"
-        parts = [has_started, "(valid_to IS NULL OR valid_to > ?)"]
-        values: list[object] = [self.at, self.at]
+        parts, values = ["1"], list[object]()
+        if self.at is not None:
+            parts = [has_started, "(valid_to IS NULL OR valid_to > ?)"]
+            values = [self.at, self.at]
         for column, choices in (("kind", self.kinds), ("trust", self.trusts)):
             if choices is not None:
                 parts.append(f"{column} IN ({', '.join('?' * len(choices))})")
@@ -47,6 +66,20 @@ class Filter:
         if self.namespace:
             parts.append("namespace >= ? AND namespace < ?")
             values += [self.namespace, self.namespace[:-1] + "\x20"]
+        for comparison, time in ((">=", self.since), ("<", self.until)):
+            if time is not None:
+                parts.append(f"observed {comparison} ?")
+                values.append(time)
+        for name, value in self.where:
+            # A path such as '$.name' would give some names another meaning.
+            types, equals = _JSON_TYPES[type(value)]
+            if isinstance(value, bool):
+                types = "true" if value else "false"
+            parts.append(
+                f"EXISTS (SELECT 1 FROM json_each(provenance) AS field WHERE field.key = ? "
+                f"AND field.type IN ({', '.join(repr(one) for one in types.split())}){equals})"
+            )
+            values += [name, value] if equals else [name]
         return " AND ".join(parts), values
 
     def scopes(self) -> list[tuple[str, ...]]:
@@ -60,6 +93,26 @@ class Filter:
     def allows(self, namespace: str, kind: str) -> bool:
         """Return True if records of this namespace and kind are accepted."""
         return (self.kinds is None or kind in self.kinds) and namespace.startswith(self.namespace or "")
+
+
+def check_where(where: Mapping[str, Any] | None) -> tuple[tuple[str, Scalar], ...]:
+    """Return the fields of a filter with their values.
+
+    Raises TypeError or ValueError unless they are names with strings, numbers, booleans or None.
+    """
+    if where is None:
+        return ()
+    if not isinstance(where, Mapping):
+        raise TypeError(f"where={where!r:.80}: pass a mapping such as {{'source': 'manual.md'}}")
+    if not where:
+        raise ValueError("where={}: name a field of the provenance, or omit the argument")
+    for name, value in where.items():
+        if not isinstance(name, str) or type(value) not in _JSON_TYPES:
+            raise TypeError(
+                f"where={{{name!r:.80}: {value!r:.80}}}: a field has a name, and a string, a number, a boolean "
+                "or None as its value"
+            )
+    return tuple(where.items())
 
 
 _CONVERSATION = "kind = 'conversation' AND chunk > 0"
