@@ -168,7 +168,7 @@ def forget(connection: sqlite3.Connection, id: str, bank: str) -> bool:
 
 
 def _end_validity(connection: sqlite3.Connection, draft: Draft, foreign: bool) -> None:
-    """End the validity of the record that a draft supersedes; raise ValueError if it must not be end."""
+    """End the validity of the record that a draft supersedes; raise ValueError if it must not be replaced."""
     row = connection.execute("SELECT number, trust FROM records WHERE id = ?", (draft.supersedes,)).fetchone()
     if row is None:
         raise ValueError(f"supersedes={draft.supersedes!r}: unknown record; pass an id returned by add")

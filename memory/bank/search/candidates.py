@@ -109,8 +109,8 @@ def check_where(where: Mapping[str, Any] | None) -> tuple[tuple[str, Scalar], ..
     for name, value in where.items():
         if not isinstance(name, str) or type(value) not in _JSON_TYPES:
             raise TypeError(
-                f"where={{{name!r:.80}: {value!r:.80}}}: a field has a name, and a string, a number, a boolean "
-                "or None as its value"
+                f"where={{{name!r:.80}: {value!r:.80}}}: a field has a name, and a string, a number, a "
+                "boolean or None as its value"
             )
     return tuple(where.items())
 
