@@ -193,10 +193,18 @@ def _find_chunk(connection: sqlite3.Connection, draft: Draft, chunk_of_section: 
     """Return the chunk that a draft continues; 0 for a new chunk."""
     if draft.section is not None:
         return chunk_of_section.get(draft.section, 0)
-    newest = connection.execute(
-        "SELECT chunk, renewed FROM records WHERE namespace = ? AND kind = ? ORDER BY number DESC LIMIT 1",
+    newest = None
+    for chunk, observed, renewed, has_history in connection.execute(
+        "SELECT chunk, observed, renewed, number IN (SELECT number FROM history) "
+        "FROM records WHERE namespace = ? AND kind = ? ORDER BY number DESC",
         (draft.namespace, draft.kind),
-    ).fetchone()
+    ):
+        # An update gives an old record a high number, but the number of its chunk stays low.
+        time = observed if has_history else renewed
+        if newest is None or (abs(chunk), time) > (abs(newest[0]), newest[1]):
+            newest = chunk, time
+        if not has_history:
+            break
     # Sections of documents have negative chunk numbers; they are never continued.
     if newest is None or newest[0] <= 0 or abs(draft.observed - newest[1]) > _MAX_PAUSE:
         return 0

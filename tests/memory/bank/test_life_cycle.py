@@ -52,6 +52,26 @@ def test_an_update_stays_in_its_conversation(bank):
     assert texts(bank.search("quay ospreys")) == ["Which quay do ospreys like?", "The northern one."]
 
 
+@pytest.mark.parametrize("is_newest", [False, True])
+def test_a_conversation_continues_after_the_update_of_a_record(bank, is_newest):
+    old = bank.add("Which quay do herons like?", kind="conversation", observed="2024-01-01")
+    new = bank.add("Is tea nice?", kind="conversation", observed="2025-01-01")
+    bank.update(new if is_newest else old, "Do ospreys like a quay?")
+    bank.add("Only with milk.", kind="conversation", observed="2025-01-01")
+    chunk_of_record = {row["id"]: row["chunk"] for row in bank.export()}
+    *_, last = chunk_of_record.values()
+    assert chunk_of_record[new] == last
+    assert chunk_of_record[old] != last
+
+
+def test_a_long_conversation_continues_after_the_update_of_its_first_record(bank):
+    first = bank.add("Which quay do herons like?", kind="conversation", observed="2025-01-01")
+    bank.add("Is tea nice?", kind="conversation", observed="2025-01-01T20:00")
+    bank.update(first, "Do ospreys like a quay?")
+    bank.add("Only with milk.", kind="conversation", observed="2025-01-02T19:00")
+    assert len({row["chunk"] for row in bank.export()}) == 1
+
+
 @pytest.mark.parametrize("foreign", [False, True])
 def test_a_tool_does_not_change_the_record_of_a_user(tmp_path, foreign):
     path = tmp_path / "bank.db"

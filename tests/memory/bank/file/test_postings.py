@@ -1,5 +1,6 @@
 """The index of words returns what was inserted, and deletion leaves no byte of a record."""
 
+import itertools
 import sqlite3
 from collections import Counter
 from datetime import UTC
@@ -36,8 +37,8 @@ def connection():
 
 def empty_index():
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    for statement in MIGRATIONS[-1]:
-        if statement.startswith("CREATE TABLE"):
+    for statement in itertools.chain.from_iterable(MIGRATIONS):
+        if statement.startswith(("CREATE TABLE postings", "CREATE TABLE blocks")):
             connection.execute(statement)
     return connection
 
