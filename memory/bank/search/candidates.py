@@ -55,10 +55,11 @@ class Filter:
         has_started = "(valid_from IS NULL OR valid_from <= ?)"
         if self.needs_observation:
             has_started = "COALESCE(valid_from, observed) <= ?"
-        parts, values = ["1"], list[object]()
+        parts: list[str] = ["1"]
+        values: list[object] = []
         if self.at is not None:
             parts = [has_started, "(valid_to IS NULL OR valid_to > ?)"]
-            values = [self.at, self.at]
+            values += [self.at, self.at]
         for column, choices in (("kind", self.kinds), ("trust", self.trusts)):
             if choices is not None:
                 parts.append(f"{column} IN ({', '.join('?' * len(choices))})")
