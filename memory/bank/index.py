@@ -7,6 +7,7 @@ import struct
 import uuid
 from typing import Any
 
+from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.postings import delete_entry, entry_words, insert_entries
 from scrubjay.memory.bank.file.words import index_words
 from scrubjay.memory.bank.record import DRAFT_COLUMNS, Draft, Fingerprint, Version, read_trust, to_datetime
@@ -110,10 +111,13 @@ def read_versions(connection: sqlite3.Connection, id: str) -> list[Version]:
     rows = connection.execute(
         "SELECT text, observed, end_time FROM history WHERE number = ? ORDER BY rowid", (number,)
     ).fetchall()
-    return [
-        Version(text, to_datetime(observed), None if end is None else to_datetime(end))
-        for text, observed, end in [*rows, (*present, None)]
-    ]
+    try:
+        return [
+            Version(text, to_datetime(observed), None if end is None else to_datetime(end))
+            for text, observed, end in [*rows, (*present, None)]
+        ]
+    except (TypeError, ValueError, OverflowError, OSError) as error:
+        raise UnreadableError(f"history of record {id!r:.80}: {error}") from error
 
 
 def insert(

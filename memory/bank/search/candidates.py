@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.store import select
+from scrubjay.memory.bank.record import check_text
 
 Scalar = str | float | bool | None
 """Value of a field of the provenance that a filter compares."""
@@ -113,6 +114,11 @@ def check_where(where: Mapping[str, Any] | None) -> tuple[tuple[str, Scalar], ..
                 f"where={{{name!r:.80}: {value!r:.80}}}: a field has a name, and a string, a number, a "
                 "boolean or None as its value"
             )
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"where={{{name!r:.80}: {value}}}: pass an integer of at most 64 bits")
+        for part in (name, value):
+            if isinstance(part, str):
+                check_text("where", part)
     return tuple(where.items())
 
 
