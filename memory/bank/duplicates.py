@@ -28,6 +28,7 @@ from scrubjay.memory.bank.file.store import Store, read_vectors, select
 from scrubjay.memory.bank.file.words import STOP_WORDS, normalise, split_words
 from scrubjay.memory.bank.index import append, merge
 from scrubjay.memory.bank.record import Draft, Fingerprint, Marks, TextFeatures
+from scrubjay.memory.bank.title import find_title
 
 _MAX_CANDIDATES = 8  # newest records compared per mark
 _BANDS, _ROWS = 6, 3
@@ -99,6 +100,7 @@ def compute_fingerprint(draft: Draft) -> Fingerprint:
     scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
     features = extract_features(draft.text, draft.vector)
     digest, marks = compute_digest(scope, draft.text), compute_marks(scope, features)
+    features = features._replace(vector=_vector_of_text(draft.vector, draft.provenance))
     entry = index_entry(draft.text, draft.kind, draft.namespace, draft.observed, draft.zone, draft.provenance)
     return Fingerprint(features, digest, marks, entry)
 
@@ -178,11 +180,20 @@ def _validity_condition(draft: Draft) -> tuple[str, tuple[float | None, float | 
 def _read_content(connection: sqlite3.Connection, number: int) -> tuple[str, np.ndarray | None] | None:
     """Return text and embedding of a record; None if the record does not exist."""
     row = connection.execute(
-        "SELECT text, vector FROM records LEFT JOIN vectors USING (number) WHERE number = ?", (number,)
+        "SELECT text, vector, provenance FROM records LEFT JOIN vectors USING (number) WHERE number = ?",
+        (number,),
     ).fetchone()
     if row and not isinstance(row[0], str):
         raise UnreadableError(f"record {number} has {row[0]!r:.80} in place of a text")
-    return row and (row[0], None if row[1] is None else unpack_vectors([row[1]])[0])
+    if not row:
+        return None
+    text, vector, provenance = row
+    return text, None if vector is None else _vector_of_text(unpack_vectors([vector])[0], provenance)
+
+
+def _vector_of_text(vector: np.ndarray | None, provenance: str) -> np.ndarray | None:
+    """Return an embedding; None if a title may be in it, since records with one title are always near."""
+    return None if find_title(provenance) else vector
 
 
 def extract_features(text: str, vector: np.ndarray | None) -> TextFeatures:

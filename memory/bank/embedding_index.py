@@ -27,6 +27,7 @@ from scrubjay.memory.bank.search.approximate import ApproximateIndex
 from scrubjay.memory.bank.search.completeness import find_lost_vectors
 from scrubjay.memory.bank.search.dense import Scan, ScopePredicate, VectorIndex
 from scrubjay.memory.bank.search.segments import require_usearch
+from scrubjay.memory.bank.title import text_to_embed
 from scrubjay.memory.parts.device import resolve_device
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class EmbeddingIndex:
 
         Without a neural memory, or if its config disables `importance`, the importance stays unchanged.
         """
-        vectors = self.embed_texts([draft.text for draft in drafts])
+        vectors = self.embed_texts([text_to_embed(draft.text, draft.provenance) for draft in drafts])
         drafts = [draft._replace(vector=vector) for draft, vector in zip(drafts, vectors, strict=True)]
         surprise = self._get_surprise(len(vectors[0])) if vectors else None
         return drafts if surprise is None else surprise.add_importance(drafts)
@@ -145,8 +146,8 @@ class EmbeddingIndex:
                 stacklevel=4,
             )
         for first in range(0, len(lost_records), _BATCH):
-            numbers, texts = zip(*lost_records[first : first + _BATCH], strict=True)
-            vectors = self.embed_texts(list(texts))
+            numbers, texts, provenances = zip(*lost_records[first : first + _BATCH], strict=True)
+            vectors = self.embed_texts(list(map(text_to_embed, texts, provenances)))
             with self._store.writing() as connection:
                 check_dimension(read_dimension(connection), vectors[0])
                 connection.executemany(

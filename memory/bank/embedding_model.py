@@ -25,6 +25,7 @@ from jaxtyping import Float
 from scrubjay.memory.bank.file.damage import UnreadableError, read_fact, unpack_vectors
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.file.words import normalise
+from scrubjay.memory.bank.title import text_to_embed
 
 _MIN_COSINE = 0.9  # a 4-bit model and its 32-bit original reach 0.98
 _MIN_FLUENCY = 0.02  # above 0, so that embeddings still break ties between equal keyword scores
@@ -71,20 +72,22 @@ def check_model(
         ):
             return previous
         row = connection.execute(
-            "SELECT number, text, vector FROM records JOIN vectors USING (number) "
+            "SELECT number, text, provenance, vector FROM records JOIN vectors USING (number) "
             "WHERE number = (SELECT MAX(number) FROM vectors)"
         ).fetchone()
         dimension = read_dimension(connection)
         if row is None:
             return None
-        number, text, stored_blob = row
+        number, text, provenance, stored_blob = row
         stored_vector = unpack_vectors([stored_blob], dimension)[0]
         if not isinstance(text, str):
             raise UnreadableError(f"record {number} has {text!r:.80} in place of a text")
-    (vector,) = normalize_vectors(embeddings.embed_documents([text]), 1)
-    check_dimension(dimension, vector)
+    # Versions before 0.3.0 embedded the text without its title.
+    texts = list({text_to_embed(text, provenance): None, text: None})
+    vectors = normalize_vectors(embeddings.embed_documents(texts), len(texts))
+    check_dimension(dimension, vectors[0])
     # Compare by distance, since a text of unknown tokens may have a zero vector.
-    squared_distance = float(np.sum((vector - stored_vector) ** 2))
+    squared_distance = float(np.sum((vectors - stored_vector) ** 2, axis=1).min())
     if squared_distance > 2 - 2 * _MIN_COSINE:
         raise ValueError(
             f"{store.path!r} was written with other embeddings: stored and new vectors of one text have a "

@@ -34,6 +34,7 @@ from scrubjay.memory.bank.record import (
 )
 from scrubjay.memory.bank.search.candidates import Filter, Scalar, check_where
 from scrubjay.memory.bank.serialization import BATCH, Restorer, build_draft, check_row, read_rows
+from scrubjay.memory.bank.title import text_to_embed
 
 
 class LifeCycle:
@@ -130,7 +131,9 @@ class LifeCycle:
                 check_row(row)
             vectors: Sequence[np.ndarray | None] = [None] * len(batch)
             if self._embedding_index is not None:
-                vectors = self._embedding_index.embed_texts([row["text"] for row in batch])
+                vectors = self._embedding_index.embed_texts(
+                    [text_to_embed(row["text"], row["provenance"]) for row in batch]
+                )
             drafts = [
                 build_draft(row, vector, zone, foreign) for row, vector in zip(batch, vectors, strict=True)
             ]
@@ -159,7 +162,13 @@ class LifeCycle:
         check_memorable(text)
         check_choice("trust", trust, TRUSTS)
         moment = self._clock()
-        vector = None if self._embedding_index is None else self._embedding_index.embed_texts([text])[0]
+        vector = None
+        if self._embedding_index is not None:
+            with self._store.reading() as connection:
+                row = connection.execute(
+                    "SELECT provenance FROM records WHERE id = ?", (check_id("id", id),)
+                ).fetchone()
+            (vector,) = self._embedding_index.embed_texts([text_to_embed(text, row[0] if row else "")])
         with self._store.writing() as connection:
             if vector is not None and self._embedding_index is not None:
                 self._embedding_index.note_dimension(connection, vector)

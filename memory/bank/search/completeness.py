@@ -93,8 +93,8 @@ def _warn(store: Store, name: str) -> None:
     )
 
 
-def find_lost_vectors(connection: sqlite3.Connection) -> list[tuple[int, str]]:
-    """Return number and text of the records that were written with an embedding and lack it.
+def find_lost_vectors(connection: sqlite3.Connection) -> list[tuple[int, str, str]]:
+    """Return number, text and provenance of the records that were written with an embedding and lack it.
 
     The records are read only if one of a sample lacks its embedding.
     """
@@ -108,7 +108,7 @@ def find_lost_vectors(connection: sqlite3.Connection) -> list[tuple[int, str]]:
         f"SELECT 1 FROM records WHERE number IN ({marks}) AND {condition} LIMIT 1", numbers
     ).fetchone():
         return []
-    return connection.execute(f"SELECT number, text FROM records WHERE {condition}").fetchall()
+    return connection.execute(f"SELECT number, text, provenance FROM records WHERE {condition}").fetchall()
 
 
 def _sample(connection: sqlite3.Connection) -> list[_SampledRecord]:
