@@ -142,7 +142,7 @@ def _modules_of(names: Sequence[str]) -> list[str]:
 
 
 def _find_change(run_dir: Path, text: str, names: Sequence[str]) -> str | None:
-    """Return what differs from the record of a run; None if all is the same."""
+    """Return the difference from the record of a run; None if there is none."""
     modules: tuple[ModuleFiles, ...] = ()
     try:
         old = Ownership.read(run_dir)

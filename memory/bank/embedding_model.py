@@ -82,19 +82,20 @@ def check_model(
         stored_vector = unpack_vectors([stored_blob], dimension)[0]
         if not isinstance(text, str):
             raise UnreadableError(f"record {number} has {text!r:.80} in place of a text")
+    squared_distances: list[float] = []
     # Versions before 0.3.0 embedded the text without its title.
-    texts = list({text_to_embed(text, provenance): None, text: None})
-    vectors = normalize_vectors(embeddings.embed_documents(texts), len(texts))
-    check_dimension(dimension, vectors[0])
-    # Compare by distance, since a text of unknown tokens may have a zero vector.
-    squared_distance = float(np.sum((vectors - stored_vector) ** 2, axis=1).min())
-    if squared_distance > 2 - 2 * _MIN_COSINE:
-        raise ValueError(
-            f"{store.path!r} was written with other embeddings: stored and new vectors of one text have a "
-            f"cosine of {1 - squared_distance / 2:.2f}; open it with its original embedding model, or copy "
-            "its records with `export` and `restore` into a new bank, which embeds all texts again"
-        )
-    return VerifiedRecord(number, stored_blob)
+    for document in dict.fromkeys((text_to_embed(text, provenance), text)):
+        (vector,) = normalize_vectors(embeddings.embed_documents([document]), 1)
+        check_dimension(dimension, vector)
+        # Compare by distance, since a text of unknown tokens may have a zero vector.
+        squared_distances.append(float(np.sum((vector - stored_vector) ** 2)))
+        if squared_distances[-1] <= 2 - 2 * _MIN_COSINE:
+            return VerifiedRecord(number, stored_blob)
+    raise ValueError(
+        f"{store.path!r} was written with other embeddings: stored and new vectors of one text have a "
+        f"cosine of {1 - min(squared_distances) / 2:.2f}; open it with its original embedding model, or copy "
+        "its records with `export` and `restore` into a new bank, which embeds all texts again"
+    )
 
 
 def lacks_embeddings(connection: sqlite3.Connection) -> bool:

@@ -165,10 +165,8 @@ class LifeCycle:
         vector = None
         if self._embedding_index is not None:
             with self._store.reading() as connection:
-                row = connection.execute(
-                    "SELECT provenance FROM records WHERE id = ?", (check_id("id", id),)
-                ).fetchone()
-            (vector,) = self._embedding_index.embed_texts([text_to_embed(text, row[0] if row else "")])
+                provenance = read_draft(connection, check_id("id", id)).provenance
+            (vector,) = self._embedding_index.embed_texts([text_to_embed(text, provenance)])
         with self._store.writing() as connection:
             if vector is not None and self._embedding_index is not None:
                 self._embedding_index.note_dimension(connection, vector)

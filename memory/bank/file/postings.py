@@ -42,7 +42,8 @@ _LENGTHS_PER_DOUBLING = 9
 _MAX_SIZE = 1 << 31  # positions; a search holds two numbers for each
 _MAX_WORDS = 500  # words per statement; older SQLite versions accept at most 999 values
 _DAY = 86400.0
-_TITLES = ("title", "section")
+TITLES = ("title", "section")
+"""Fields of the provenance that name what a record is about, the most specific one first."""
 _SPEAKER = "speaker"
 
 
@@ -107,12 +108,8 @@ def index_entry(
         zone: Time zone of the date in the index.
         provenance: Metadata of the record as JSON. Invalid JSON, of a damaged file, has no words.
     """
-    try:
-        metadata = json.loads(provenance)
-    except (TypeError, ValueError, RecursionError):
-        metadata = {}
-    metadata = metadata if isinstance(metadata, dict) else {}
-    titles = [value for name in _TITLES if isinstance(value := metadata.get(name), str)]
+    metadata = parse_metadata(provenance)
+    titles = [value for name in TITLES if isinstance(value := metadata.get(name), str)]
     speaker = metadata.get(_SPEAKER)
     words_of_field = {
         Field.SCOPE: scope_words(namespace, kind),
@@ -122,6 +119,15 @@ def index_entry(
         Field.SPEAKER: index_words(speaker) if isinstance(speaker, str) else [],
     }
     return {field: collections.Counter(words) for field, words in words_of_field.items() if words}
+
+
+def parse_metadata(provenance: str) -> dict[str, Any]:
+    """Return the metadata of a record from its JSON; invalid JSON, of a damaged file, has no fields."""
+    try:
+        metadata = json.loads(provenance)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def entry_words(text: str, kind: str, namespace: str, observed: float, provenance: str) -> set[str]:
