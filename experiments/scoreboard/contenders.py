@@ -14,8 +14,12 @@ from scrubjay.memory.hcam import HCAMConfig
 
 MEMORIES = ("none", "gru", "lstm", "lru", "gated_delta", "gtrxl", "sink", "hcam")
 """Memories of the scoreboard, with Scrubjay's PPO."""
-FURTHER = ("comba", "rwkv7", "mamba2", "mamba3", "xlstm")
+FURTHER = ("comba", "rwkv7", "mamba2", "mamba3", "xlstm", "deltaproduct")
 """Further memories that can be named. Their state has one size for any episode."""
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deltaproduct": ("gated_delta", {"householders": 2, "negative_eigenvalues": True}),
+}
+"""Memory and settings of the contenders that are not defaults of a memory."""
 PEERS = ("recurrent_ppo", "recurrent_ppo_defaults")
 """sb3-contrib's RecurrentPPO: with the settings of Scrubjay's learner, and with its own defaults.
 
@@ -69,7 +73,8 @@ class Settings:
 def make_train_config(task: Task, memory: str, seed: int, settings: Settings) -> TrainConfig:
     """Return the config of a memory on a task: the recipe `ppo`, with a memory that covers the episode."""
     base: TrainConfig = RECIPES["ppo"]()
-    memory_config = cover_episode(make_config(memory, dim=DIM), task.episode_steps)
+    name, changes = VARIANTS.get(memory, (memory, {}))
+    memory_config = cover_episode(make_config(name, dim=DIM, **changes), task.episode_steps)
     if isinstance(memory_config, HCAMConfig):
         chunks = -(-task.episode_steps // memory_config.chunk_size)
         memory_config = dataclasses.replace(memory_config, num_chunks=max(memory_config.num_chunks, chunks))

@@ -33,7 +33,7 @@ class Options:
     tasks: tuple[str, ...] = tuple(task.name for task in SCOREBOARD)
     """Tasks; those of the protocol can be named, too."""
     contenders: tuple[str, ...] = (*MEMORIES, PEERS[0])
-    """Contenders; comba, rwkv7, mamba2, mamba3 and xlstm can be named, too."""
+    """Contenders; comba, rwkv7, mamba2, mamba3, xlstm and deltaproduct can be named, too."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; one run per seed."""
     jobs: int = 2

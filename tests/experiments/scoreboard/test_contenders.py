@@ -8,17 +8,24 @@ from typing import Any
 import pytest
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.scoreboard.contenders import FURTHER, MEMORIES, Settings, make_train_config
+from scrubjay.experiments.scoreboard.contenders import (
+    FURTHER,
+    MEMORIES,
+    VARIANTS,
+    Settings,
+    make_train_config,
+)
 from scrubjay.experiments.scoreboard.protocol import TASKS
 from scrubjay.memory import make_config, name_of
 
 
 @pytest.mark.parametrize("memory", [*MEMORIES, *FURTHER])
-def test_every_memory_covers_the_episode_and_is_otherwise_its_default(memory):
+def test_every_memory_covers_the_episode_and_otherwise_has_its_fixed_settings(memory):
+    name, changes = VARIANTS.get(memory, (memory, {}))
     for task in TASKS.values():
         config = make_train_config(task, memory, 3, Settings(steps=5000))
         own: Any = config.memory
-        default: Any = make_config(memory, dim=64)
+        default: Any = make_config(name, dim=64, **changes)
         sizes = {}
         if memory in ("gtrxl", "sink"):
             assert own.window >= task.episode_steps
@@ -26,7 +33,7 @@ def test_every_memory_covers_the_episode_and_is_otherwise_its_default(memory):
         elif memory == "hcam":
             assert own.num_chunks * own.chunk_size >= task.episode_steps
             sizes = {"num_chunks": default.num_chunks}
-        assert name_of(own) == memory
+        assert name_of(own) == name
         assert dataclasses.replace(own, **sizes) == default
         assert config.learner == RECIPES["ppo"]().learner
         assert (config.seed, config.total_steps, config.eval_episodes) == (3, 5000, 0)
