@@ -182,7 +182,9 @@ class BankStore(BaseStore):
         end, depth = op.offset + op.limit, _DEPTH
         matches: dict[tuple[tuple[str, ...], str], SearchItem] = {}
         while len(matches) < end:  # the same initial depth for every page, so that pages are consistent
-            hits = self._bank.search(str(op.query), k=depth, namespace=(_ROOT, *op.namespace_prefix))
+            hits = self._bank.search(
+                str(op.query), k=depth, namespace=(_ROOT, *op.namespace_prefix), changes=False
+            )
             for hit in hits:
                 key = hit.provenance.get("key")
                 if key is None:  # not an item: written to the bank directly

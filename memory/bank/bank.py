@@ -12,6 +12,7 @@ words alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.duplicates import prepare_draft, write_drafts
 from scrubjay.memory.bank.embedding_index import EmbeddingIndex, check_options
 from scrubjay.memory.bank.embedding_model import Embeddings
+from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.store import Store, select
 from scrubjay.memory.bank.life_cycle import LifeCycle
 from scrubjay.memory.bank.record import (
@@ -44,6 +46,7 @@ from scrubjay.memory.bank.record import (
     to_seconds,
 )
 from scrubjay.memory.bank.search.candidates import Scalar
+from scrubjay.memory.bank.search.changes import EXTRA_HITS, order_by_changes
 from scrubjay.memory.bank.search.completeness import complete_marks, complete_words
 from scrubjay.memory.bank.search.recall import rank_by_cosine, recall
 
@@ -278,6 +281,7 @@ class MemoryBank(LifeCycle):
         where: Mapping[str, Scalar] | None = None,
         since: Time | None = None,
         until: Time | None = None,
+        changes: bool = True,
     ) -> list[Hit]:
         """Return up to `k` records that are valid now or at the time `at`, best first.
 
@@ -298,6 +302,8 @@ class MemoryBank(LifeCycle):
             where: Fields of the provenance with their values, such as `{"source": "manual.md"}`.
             since: Earliest time of observation.
             until: Time before which a record was observed.
+            changes: Put a hit behind a newer one that supersedes it, and set its field `superseded_by`. The
+                rule needs no model and writes nothing (`memory/bank/search/changes.py`).
 
         Raises:
             ValueError, TypeError: if k < 1, if a kind, trust or `by` is unknown, if `at` is not a time, if
@@ -324,20 +330,31 @@ class MemoryBank(LifeCycle):
             # A search by meaning alone does not need the model's fluency in the script.
             dense_weight = 0.0 if by else self._dense_weight * embedding_index.fluency(query)
             vector = embedding_index.embed_query(query, alone=by is not None)
+        extra = EXTRA_HITS if changes else 0
         with self._store.reading() as connection:
             scan = None
             if embedding_index is not None and vector is not None:
                 scan = embedding_index.scan(connection, vector, filter.allows)
             if by == "meaning":
-                ranking = [] if scan is None else rank_by_cosine(connection, scan, filter, k)
+                ranking = [] if scan is None else rank_by_cosine(connection, scan, filter, k + extra)
             else:
-                ranking = recall(connection, query, scan, dense_weight, filter, now, k, explain)
+                ranking = recall(connection, query, scan, dense_weight, filter, now, k, explain, extra)
             rows = select(connection, f"number, {COLUMNS}", [number for number, *_ in ranking])
-            fields = {number: record_fields(row, self.foreign) for number, *row in rows}
-            return [
-                Hit(**fields[number], score=score, explanation=explanation if explain else None)
-                for number, score, explanation in ranking
-            ]
+            fields = self._hit_fields(rows, {number for number, *_ in ranking[:k]})
+        hits = [
+            Hit(**fields[number], score=score, explanation=explanation if explain else None)
+            for number, score, explanation in ranking
+            if number in fields
+        ]
+        return order_by_changes(hits, None if at is None else filter.at)[:k] if changes else hits
+
+    def _hit_fields(self, rows: Iterable[tuple[Any, ...]], requested: set[int]) -> dict[int, dict[str, Any]]:
+        """Return the fields of records by number. An unreadable record that was not requested is left out."""
+        fields: dict[int, dict[str, Any]] = {}
+        for number, *row in rows:
+            with contextlib.nullcontext() if number in requested else contextlib.suppress(UnreadableError):
+                fields[number] = record_fields(row, self.foreign)
+        return fields
 
     def build_index(self) -> Iterator[tuple[int, int]]:
         """Build the missing segments of an `approximate` bank's index.

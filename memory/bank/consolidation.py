@@ -226,6 +226,7 @@ class Consolidation:
             kinds=draft.kind,
             namespace=namespace,
             trusts=trusts,
+            changes=False,
         )
         return [hit for hit in hits if hit.namespace == namespace][: self._k]
 

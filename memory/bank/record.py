@@ -145,6 +145,9 @@ class Hit(Record):
     """Score; higher is better. Scores are comparable within one search only."""
     explanation: Explanation | None = field(default=None, kw_only=True)
     """Parts of the score; None unless the search was called with `explain`."""
+    superseded_by: str | None = field(default=None, kw_only=True)
+    """Id of a newer hit that says what is true now; None if the rule of `memory/bank/search/changes.py` finds
+    none. That hit stands before this one."""
 
 
 class TextFeatures(NamedTuple):

@@ -59,8 +59,9 @@ def recall(
     now: float,
     k: int,
     explain: bool,
+    extra: int = 0,
 ) -> list[RankedRecord]:
-    """Return the `k` best records, best first; ties: newest first.
+    """Return the `k` best records and the `extra` next ones, best first; ties: newest first.
 
     Args:
         connection: Connection to the bank's file.
@@ -71,6 +72,7 @@ def recall(
         now: Current time in seconds, from which the age of records is computed.
         k: Maximum number of records.
         explain: Return the parts of each score.
+        extra: Number of further records. They do not change the `k` best ones.
     """
     depth = max(_DEPTH * k, _MIN_DEPTH)
     min_rarity = 0.0 if scan is None else _MIN_RARITY
@@ -94,7 +96,7 @@ def recall(
     recency = _MAX_BONUS * (2 * 0.5 ** (np.maximum(now - candidates.renewed, 0.0) / _HALF_LIFE) - 1)
     importance = _MAX_BONUS * (2 * candidates.importance - 1)
     score = w + z + from_neighbours + recency + importance
-    best_indices = _best_indices(score, candidates.numbers, k)
+    best_indices = _best_indices(score, candidates.numbers, k + extra)
     if not explain:
         return [RankedRecord(numbers[i], float(score[i]), None) for i in best_indices]
     return [
