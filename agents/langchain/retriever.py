@@ -20,8 +20,8 @@ class BankRetriever(BaseRetriever):
     """Retriever of a bank's records by keywords and embeddings, best first.
 
     `invoke(query, k=..., namespace=..., kinds=..., trusts=..., at=...)` overrides fields for one call. The
-    metadata of a document contains the record's id, score, kind, namespace, trust, observed (ISO 8601) and
-    provenance. Scores are comparable only within one search. Raises the errors of `MemoryBank.search`.
+    metadata of a document contains the record's id, score, kind, namespace, trust, observed (ISO 8601),
+    provenance and superseded_by. Scores are comparable only within one search. Raises the errors of `MemoryBank.search`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -96,5 +96,6 @@ def _document(hit: Hit) -> Document:
         "trust": hit.trust,
         "observed": hit.observed.isoformat(),
         "provenance": hit.provenance,
+        "superseded_by": hit.superseded_by,
     }
     return Document(hit.text, id=hit.id, metadata=metadata)

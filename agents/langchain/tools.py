@@ -180,10 +180,12 @@ class ForgetMemory(_MemoryTool):
 
 
 def _to_dict(hit: Hit) -> dict[str, str]:
+    mark = {} if hit.superseded_by is None else {"superseded_by": hit.superseded_by}
     return {
         "id": hit.id,
         "text": hit.text,
         "kind": hit.kind,
         "trust": hit.trust,
         "observed": hit.observed.date().isoformat(),
+        **mark,
     }

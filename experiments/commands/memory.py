@@ -143,6 +143,8 @@ def search(options: SearchOptions) -> int:
             continue
         print(f"{one_line(hit.id)}  {hit.score:.4f}  {_heading(hit)}")
         print(_indent(hit.text))
+        if hit.superseded_by is not None:
+            print(_indent(f"superseded by: {one_line(hit.superseded_by)}"))
         if hit.explanation is not None:
             print(_indent(f"because: {hit.explanation.summary}"))
     if not hits:

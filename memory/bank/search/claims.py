@@ -22,32 +22,37 @@ _RELATIVE = (
     "coworker|neighbor|neighbour|roommate|flatmate|manager|twin|grandmother|grandfather|grandma|grandpa"
 )
 _NAME = r"(?:Dr\.? |Mr\.? |Ms\.? |Mrs\.? )?[A-Z][\w'’-]*\w(?: [A-Z][\w'’-]*\w){0,2}"
-_PROPER = r"(?:(?:the |St\.? )?[A-Z][\w.'’&-]*(?:(?:,? | (?:of|de|del|la|le|am|an der|and Co|&) )[A-Z][\w.'’&-]*){0,4})"
+_WORD = r"[A-Z][\w.'’&-]*"
+_LINK = r"(?:,? | (?:of|de|del|la|le|am|an der|and Co|&) )"
+_PROPER = rf"(?:(?:the |St\.? )?{_WORD}(?:{_LINK}{_WORD}){{0,4}})"
 _NOW = (
     r"(?:,? (?:now|currently|these days|nowadays|at the moment|right now|instead|today|yesterday|recently"
-    r"|again|already|from now on|for good|for work|full[- ]time|last (?:week|month|\w+day)|this (?:week|month|year)|on \w+day"
+    r"|again|already|from now on|for good|for work|full[- ]time|last (?:week|month|\w+day)"
+    r"|this (?:week|month|year)|on \w+day"
     rf"|in (?:{_MONTHS.title()})"
     r"|(?:now )?with my (?:wife|husband|family|partner|girlfriend|boyfriend|parents|kids|children)"
     rf"|since (?:(?:{_MONTHS.title()})|last \w+|\d{{4}})))*"
 )
 _LEAD = re.compile(
-    r"(?:(?i:well|hey|hi|so|and|yes|yeah|ok|okay|oh|actually|currently|now|today|these days|nowadays|as of today"
-    r"|as of now|right now|at the moment|by the way|btw|fyi|big news|good news|update|news|remember"
-    r"|please note|note|finally|recently|remember that|note that|guess what)[,:!]? )*"
+    r"(?:(?i:well|hey|hi|so|and|yes|yeah|ok|okay|oh|actually|currently|now|today|these days"
+    r"|nowadays|as of today|as of now|right now|at the moment|by the way|btw|fyi|big news"
+    r"|good news|update|news|remember|please note|note|finally|recently|remember that|note that|guess what)[,:!]? )*"
 )
 _ADVERB = r"(?:(?:now|currently|just|recently|finally|actually|already|still) )*"
 _HAVE = r"(?:(?:have|has|['’]ve|['’]s) )?"
 _BE = r"(?:am|is|are)"
 # A sentence with one of these makes no claim, or not one about the present and the whole.
-_DOUBT_WORDS = frozenset(
-    """also too another second additionally besides other others both either neither half part-time weekend weekends
-    weekday weekdays summer summers winter winters evening evenings night nights morning mornings sometimes often
-    usually occasionally mostly during temporarily until while if unless would will might may could should shall can
-    must want wish hope hoping plan plans planning gonna maybe perhaps probably possibly almost nearly say says said
-    told tells think thinks thought believe believes heard dream dreamed dreamt imagine suppose pretend novel game
-    story character kidding joking once when ago then least never next tomorrow soon considering thinking fake
-    hypothetical side interview offer apply applied team department role""".split()
-)
+_DOUBTS = """
+also too another second additionally besides other others both either neither half part-time weekend
+weekends weekday weekdays summer summers winter winters evening evenings night nights morning mornings
+sometimes often usually occasionally mostly during temporarily until while if unless would will might may
+could should shall can must want wish hope hoping plan plans planning gonna maybe perhaps probably
+possibly almost nearly say says said told tells think thinks thought believe believes heard dream dreamed
+dreamt imagine suppose pretend novel game story character kidding joking once when ago then least never
+next tomorrow soon considering thinking fake hypothetical side interview offer apply applied team
+department role
+"""
+_DOUBT_WORDS = frozenset(_DOUBTS.split())
 _DOUBT_PHRASE = re.compile(
     r"\b(?:as well|part time|going to|about to|one of|not sure|in \d{4}|last (?:year|night|summer|winter)"
     r"|years? back)\b"
@@ -70,8 +75,8 @@ _COLORS = (
 )
 _TASTES = (
     f"{_COLORS}|book|author|writer|movie|film|show|series|song|band|singer|artist|album|game|restaurant|caf[eé]"
-    r"|bar|place|city|country|team|(?:football|soccer|basketball|baseball|hockey) team|player|subject|number|flower"
-    "|holiday|hobby|genre|brand|actor|actress|ice cream|flavou?r|pizza|cuisine|month|day of the week"
+    r"|bar|place|city|country|team|(?:football|soccer|basketball|baseball|hockey) team|player|subject|number"
+    "|flower|holiday|hobby|genre|brand|actor|actress|ice cream|flavou?r|pizza|cuisine|month|day of the week"
 )
 _ENDING = rf"(?P<tail>{_NOW})"
 
@@ -109,26 +114,30 @@ _CLAUSES = [
     _clause(
         "home",
         "moved relocated",
-        rf"{_S}(?:left {_PROPER} and )?(?:[Mm]oved|[Rr]elocated) (?:back )?(?:from {_PROPER} )?to (?P<value>{_PROPER})",
+        rf"{_S}(?:left {_PROPER} and )?(?:[Mm]oved|[Rr]elocated) (?:back )?(?:from {_PROPER} )?to "
+        rf"(?P<value>{_PROPER})",
     ),
     _clause("home", "live lives", rf"{_S}{_NOT} lives? in (?P<value>{_PROPER})(?: any ?more)?", True),
     _clause("home", "live", rf"{_S}[Uu]sed to live in (?P<value>{_PROPER})", True),
     _clause(
         "work",
         "work works working teach teaches",
-        rf"{_S}(?:[Ww]orks?|{_ING}[Ww]orking|[Tt]each(?:es)?|[Ss]tarted working) {_ADVERB}(?:at|for) (?P<value>{_PROPER})",
+        rf"{_S}(?:[Ww]orks?|{_ING}[Ww]orking|[Tt]each(?:es)?|[Ss]tarted working) {_ADVERB}(?:at|for) "
+        rf"(?P<value>{_PROPER})",
     ),
     _clause("work", "employed", rf"{_S}{_ING}[Ee]mployed (?:at|by) (?P<value>{_PROPER})"),
     _clause(
         "work",
         "job",
-        rf"{_S}(?:[Gg]ot|[Ss]tarted|[Tt]ook|[Ll]anded) (?:a|{_POSSESSIVE}) (?:new )?job (?:at|with) (?P<value>{_PROPER})",
+        rf"{_S}(?:[Gg]ot|[Ss]tarted|[Tt]ook|[Ll]anded) (?:a|{_POSSESSIVE}) (?:new )?job (?:at|with) "
+        rf"(?P<value>{_PROPER})",
     ),
     _clause("work", "work works", rf"{_S}{_NOT} works? (?:at|for) (?P<value>{_PROPER})(?: any ?more)?", True),
     _clause(
         "work",
         "work job retired quit left fired laid",
-        rf"{_S}(?:[Uu]sed to work (?:at|for)|(?:[Qq]uit|[Ll]eft) (?:{_POSSESSIVE}|the) job at|[Rr]etired from|[Qq]uit"
+        rf"{_S}(?:[Uu]sed to work (?:at|for)|(?:[Qq]uit|[Ll]eft) (?:{_POSSESSIVE}|the) job at|[Rr]etired from"
+        r"|[Qq]uit"
         rf"|[Ll]eft|[Gg]ot (?:fired|laid off) (?:from|by)) (?P<value>{_PROPER})",
         True,
     ),
@@ -157,7 +166,8 @@ _CLAUSES = [
     _clause(
         "favorite",
         "favorite favourite",
-        rf"{_OWNER}{_NEW} favou?rite (?P<thing>{_TASTES}) is {_ADVERB}(?P<value>[\w'’&-]+(?: [\w'’&-]+){{0,4}}?)",
+        rf"{_OWNER}{_NEW} favou?rite (?P<thing>{_TASTES}) is {_ADVERB}"
+        r"(?P<value>[\w'’&-]+(?: [\w'’&-]+){0,4}?)",
     ),
     _clause(
         "contact",
@@ -167,7 +177,8 @@ _CLAUSES = [
     _clause(
         "contact",
         "email e-mail",
-        rf"{_OWNER}{_NEW} (?P<thing>{_KINDS_OF_EMAIL})(?: address)? is {_ADVERB}(?P<value>[\w.+-]+@[\w.-]*\w)",
+        rf"{_OWNER}{_NEW} (?P<thing>{_KINDS_OF_EMAIL})(?: address)? is {_ADVERB}"
+        r"(?P<value>[\w.+-]+@[\w.-]*\w)",
     ),
     _clause(
         "address",
@@ -210,13 +221,16 @@ _NOW_WORDS = frozenset(("now", "new", "currently", "nowadays", "instead"))
 _MAY = re.compile(r"(?<=[a-z] )May\b")
 _PART = re.compile(r"(?:;|,? but|,? so|,? and|,) (?=I(?: |['’]))|,? (?:but|because|since I|as I) |; ")
 _MARKS = str.maketrans(dict.fromkeys(".,!?;:()\n\t", " "))
-_NO_NAMES = frozenset(
-    "My Our Which Grandma Grandpa Grandmother Grandfather Uncle Aunt Brother Sister He She They We You It This That There Here What Who Where Everyone Someone Nobody People Each Both Also Never "
-    "Please And But So Yes No Not Then Now Today Finally Currently Actually Recently Just Lives Works Moved".split()
-)
-_PROVINCES = frozenset(
-    "中国 美国 日本 英国 法国 德国 韩国 广东 江苏 浙江 山东 四川 湖南 湖北 河南 河北 福建 安徽 云南".split()
-)
+_OTHER_WORDS = """
+My Our Which Grandma Grandpa Grandmother Grandfather Uncle Aunt Brother Sister He She They We You It This
+That There Here What Who Where Everyone Someone Nobody People Each Both Also Never Please And But So Yes
+No Not Then Now Today Finally Currently Actually Recently Just Lives Works Moved
+"""
+_NO_NAMES = frozenset(_OTHER_WORDS.split())
+_CHINESE_REGIONS = """
+中国 美国 日本 英国 法国 德国 韩国 广东 江苏 浙江 山东 四川 湖南 湖北 河南 河北 福建 安徽 云南
+"""
+_PROVINCES = frozenset(_CHINESE_REGIONS.split())
 _OPEN_ATTRIBUTES = ("job", "own")
 """Attributes of which a person may have several, so that only a text with "now" replaces another one."""
 
@@ -234,6 +248,8 @@ class Claim(NamedTuple):
     is_first_person: bool
     has_now: bool
     """The sentence has a word such as "now" or "new"."""
+    is_bare: bool
+    """The claim has no subject, as "Lives in Lyon". It is then about the user."""
 
 
 def read_claims(text: str) -> tuple[Claim, ...]:
@@ -244,10 +260,12 @@ def read_claims(text: str) -> tuple[Claim, ...]:
     if match := _PREFIX.match(text):
         prefix, text = match[1].casefold(), text[match.end() :]
     claims: dict[tuple[str, str, bool], Claim | None] = {}
-    for sentence, end in _sentences(text):
+    for place, (sentence, end) in enumerate(_sentences(text)):
         if "?" in end or "？" in end:
             continue
         for claim in _read_sentence(sentence, prefix):
+            if claim.is_bare and place:  # its subject is in the sentence before
+                continue
             key = (claim.subject, claim.attribute, claim.is_end)
             claims[key] = claim if claims.get(key, claim) == claim else None
     return tuple(claim for claim in claims.values() if claim is not None)
@@ -324,12 +342,12 @@ def _read_sentence(sentence: str, prefix: str) -> list[Claim]:
     if _DOUBT_PHRASE.search(sentence.lower()):
         return []
     clauses = [clause for clause in _CLAUSES if not clause.words.isdisjoint(words)]
-    return [claim for part in _PART.split(sentence) for claim in _match_part(part, clauses, prefix)]
-
-
-def _match_part(part: str, clauses: list[_Clause], prefix: str) -> list[Claim]:
-    lead = _LEAD.match(part)
-    return _match(part[lead.end() :] if lead else part, clauses, prefix)
+    claims: list[Claim] = []
+    for place, part in enumerate(_PART.split(sentence)):
+        lead = _LEAD.match(part)
+        matches = _match(part[lead.end() :] if lead else part, clauses, prefix)
+        claims += [claim for claim in matches if place == 0 or not claim.is_bare]
+    return claims
 
 
 def _match(sentence: str, clauses: list[_Clause], prefix: str) -> list[Claim]:
@@ -347,7 +365,9 @@ def _match(sentence: str, clauses: list[_Clause], prefix: str) -> list[Claim]:
         if groups.get("thing"):
             thing = groups["thing"].casefold().replace("-", "").replace("our", "or")
             attribute = f"{attribute} {thing}"
-        return [Claim(f"{prefix}:{subject}", attribute, tuple(value), is_end, is_first_person, has_now)]
+        subject = f"{prefix}:{subject}"
+        is_bare = subject == f"{prefix}:user" and not groups.get("user")
+        return [Claim(subject, attribute, tuple(value), is_end, is_first_person, has_now, is_bare)]
     return []
 
 
