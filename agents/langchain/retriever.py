@@ -21,7 +21,8 @@ class BankRetriever(BaseRetriever):
 
     `invoke(query, k=..., namespace=..., kinds=..., trusts=..., at=...)` overrides fields for one call. The
     metadata of a document contains the record's id, score, kind, namespace, trust, observed (ISO 8601),
-    provenance and superseded_by. Scores are comparable only within one search. Raises the errors of `MemoryBank.search`.
+    provenance and superseded_by. Scores are comparable only within one search. Raises the errors of
+    `MemoryBank.search`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")

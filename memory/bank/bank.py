@@ -348,11 +348,11 @@ class MemoryBank(LifeCycle):
         ]
         return order_by_changes(hits, None if at is None else filter.at)[:k] if changes else hits
 
-    def _hit_fields(self, rows: Iterable[tuple[Any, ...]], requested: set[int]) -> dict[int, dict[str, Any]]:
-        """Return the fields of records by number. An unreadable record that was not requested is left out."""
+    def _hit_fields(self, rows: Iterable[tuple[Any, ...]], best: set[int]) -> dict[int, dict[str, Any]]:
+        """Return the fields of records by number. An unreadable record outside `best` is left out."""
         fields: dict[int, dict[str, Any]] = {}
         for number, *row in rows:
-            with contextlib.nullcontext() if number in requested else contextlib.suppress(UnreadableError):
+            with contextlib.nullcontext() if number in best else contextlib.suppress(UnreadableError):
                 fields[number] = record_fields(row, self.foreign)
         return fields
 

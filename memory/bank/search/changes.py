@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from scrubjay.memory.bank.record import TRUSTS, Hit, Record
-from scrubjay.memory.bank.search.claims import Claim, contradicts, read_claims
+from scrubjay.memory.bank.search.claims import Claim, contradicts, may_claim, read_claims
 
 MAX_COMPARED = 64
 """Largest number of hits of one search that the rule compares."""
@@ -59,7 +59,8 @@ def find_changes(records: Sequence[Record], at: float | None = None) -> dict[int
     """
     groups: dict[tuple[object, ...], list[_Statement]] = {}
     counts: dict[int, int] = {}
-    for index, record in enumerate(records):
+    candidates = [(index, record) for index, record in enumerate(records) if may_claim(record.text)]
+    for index, record in candidates if len(candidates) > 1 else ():
         speaker = record.provenance.get("speaker", "")
         if not isinstance(speaker, str):
             continue

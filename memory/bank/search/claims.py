@@ -36,7 +36,8 @@ _NOW = (
 _LEAD = re.compile(
     r"(?:(?i:well|hey|hi|so|and|yes|yeah|ok|okay|oh|actually|currently|now|today|these days"
     r"|nowadays|as of today|as of now|right now|at the moment|by the way|btw|fyi|big news"
-    r"|good news|update|news|remember|please note|note|finally|recently|remember that|note that|guess what)[,:!]? )*"
+    r"|good news|update|news|remember|please note|note|finally|recently"
+    r"|remember that|note that|guess what)[,:!]? )*"
 )
 _ADVERB = r"(?:(?:now|currently|just|recently|finally|actually|already|still) )*"
 _HAVE = r"(?:(?:have|has|['’]ve|['’]s) )?"
@@ -57,24 +58,24 @@ _DOUBT_PHRASE = re.compile(
     r"\b(?:as well|part time|going to|about to|one of|not sure|in \d{4}|last (?:year|night|summer|winter)"
     r"|years? back)\b"
 )
-_SENTENCE = re.compile(
-    r"(?<![\s.!?。！？\n])(?:(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bSt)(?<!\bMrs)[.!?]+(?=\s|$)|[。！？]+|\n+)|\n"
-)
+_SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|[。！？]+|\n+")
+_ABBREVIATIONS = (" Dr", " Mr", " Mrs", " Ms", " St")
 _PREFIX = re.compile(r"([^\W\d_][\w .-]{0,29}): (?=\S)")
 
 _SUBJECT = (
-    r"(?:(?P<i>I)|(?P<user>(?:[Tt]he )?[Uu]ser)"
+    r"(?:(?P<i>I)|(?P<user>(?:[Tt]he )?(?:user|User))"
     rf"|[Mm]y (?P<kin>{_RELATIVE})(?:,? (?P<kinname>{_NAME}),?)?|(?P<name>{_NAME}))"
 )
 _OWNER = (
-    r"(?:(?P<i>[Mm]y)|(?P<user>(?:[Tt]he )?[Uu]ser)['’]s"
+    r"(?:(?P<i>[Mm]y)|(?P<user>(?:[Tt]he )?(?:user|User))['’]s"
     rf"|[Mm]y (?P<kin>{_RELATIVE})(?: (?P<kinname>{_NAME}))?['’]s|(?P<name>{_NAME})['’]s)"
 )
 _COLORS = (
     "colou?r|food|drink|meal|dish|dessert|fruit|vegetable|snack|coffee|tea|beer|wine|animal|season|sport"
 )
 _TASTES = (
-    f"{_COLORS}|book|author|writer|movie|film|show|series|song|band|singer|artist|album|game|restaurant|caf[eé]"
+    f"{_COLORS}|book|author|writer|movie|film|show|series|song|band|singer|artist|album|game"
+    r"|restaurant|café|cafe"
     r"|bar|place|city|country|team|(?:football|soccer|basketball|baseball|hockey) team|player|subject|number"
     "|flower|holiday|hobby|genre|brand|actor|actress|ice cream|flavou?r|pizza|cuisine|month|day of the week"
 )
@@ -129,7 +130,7 @@ _CLAUSES = [
     _clause(
         "work",
         "job",
-        rf"{_S}(?:[Gg]ot|[Ss]tarted|[Tt]ook|[Ll]anded) (?:a|{_POSSESSIVE}) (?:new )?job (?:at|with) "
+        rf"{_S}(?:(?:got|Got)|[Ss]tarted|[Tt]ook|[Ll]anded) (?:a|{_POSSESSIVE}) (?:new )?job (?:at|with) "
         rf"(?P<value>{_PROPER})",
     ),
     _clause("work", "work works", rf"{_S}{_NOT} works? (?:at|for) (?P<value>{_PROPER})(?: any ?more)?", True),
@@ -138,7 +139,7 @@ _CLAUSES = [
         "work job retired quit left fired laid",
         rf"{_S}(?:[Uu]sed to work (?:at|for)|(?:[Qq]uit|[Ll]eft) (?:{_POSSESSIVE}|the) job at|[Rr]etired from"
         r"|[Qq]uit"
-        rf"|[Ll]eft|[Gg]ot (?:fired|laid off) (?:from|by)) (?P<value>{_PROPER})",
+        rf"|[Ll]eft|(?:got|Got) (?:fired|laid off) (?:from|by)) (?P<value>{_PROPER})",
         True,
     ),
     _clause("work", "job", rf"{_S}(?:[Qq]uit|[Ll]eft|[Ll]ost) {_POSSESSIVE} job(?P<value>)", True),
@@ -150,7 +151,7 @@ _CLAUSES = [
         "study studies studying transferred",
         rf"{_S}(?:(?:[Ss]tud(?:y|ies)|{_ING}[Ss]tudying) at|[Tt]ransferred to) (?P<value>{_PROPER})",
     ),
-    _clause("status", _STATUS, rf"{_S}(?:{_AM}|[Gg]ot ){_ADVERB}(?P<value>{_STATUS})(?: to {_NAME})?"),
+    _clause("status", _STATUS, rf"{_S}(?:{_AM}|(?:got|Got) ){_ADVERB}(?P<value>{_STATUS})(?: to {_NAME})?"),
     _clause(
         "age",
         "old turned",
@@ -254,7 +255,7 @@ class Claim(NamedTuple):
 
 def read_claims(text: str) -> tuple[Claim, ...]:
     """Return the claims of a text, at most one with a value and one end per subject and attribute."""
-    if len(text) > MAX_LENGTH or not _has_hint(text):
+    if not may_claim(text):
         return ()
     prefix = ""
     if match := _PREFIX.match(text):
@@ -317,13 +318,18 @@ def _is_region(value: tuple[str, ...]) -> bool:
 def _sentences(text: str) -> list[tuple[str, str]]:
     """Return the sentences of a text, each with its punctuation mark."""
     sentences, start = [], 0
-    for match in _SENTENCE.finditer(text):
+    for match in _SENTENCE_END.finditer(text):
+        if match[0] == "." and f" {text[start : match.start()]}".endswith(_ABBREVIATIONS):
+            continue
         sentences.append((text[start : match.start()].strip(), match[0]))
         start = match.end()
     return [*sentences, (text[start:].strip(), "")]
 
 
-def _has_hint(text: str) -> bool:
+def may_claim(text: str) -> bool:
+    """Return False for a text without a claim. This is a quick test."""
+    if len(text) > MAX_LENGTH:
+        return False
     if not text.isascii() and not _CHINESE_HINTS.isdisjoint(text):
         return True
     return not _HINTS.isdisjoint(_words(text))

@@ -22,7 +22,7 @@ kansas, kentucky, louisiana, maine, maryland, massachusetts, michigan, minnesota
 montana, nebraska, nevada, new hampshire, new jersey, new mexico, north carolina, north dakota, ohio,
 oklahoma, oregon, pennsylvania, rhode island, south carolina, south dakota, tennessee, texas, utah, vermont,
 virginia, washington, west virginia, wisconsin, wyoming, ontario, quebec, british columbia, alberta,
-bavaria, saxony, hesse, catalonia, andalusia, tuscany, sicily, brittany, normandy, provence, queensland,
+bavaria, saxony, hesse, catalonia, andalusia, tuscany, sicily, brittany, normandy, queensland,
 victoria, tasmania, punjab, kerala, gujarat, bengal
 """
 REGIONS = frozenset(name.strip() for name in _NAMES.replace("\n", " ").split(","))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scrubjay.memory.bank.search.claims import MAX_LENGTH, contradicts, read_claims
 
 PHRASES = """
-I A 我 住在 , . ? - & ' : My my live lives in Lyon moved to name is now works at Acme 24 years old brother Tom 's and
-from favorite color prefer over
+I A 我 住在 , . ? - & ' : My my live lives in Lyon moved to name is now works at Acme 24 years old brother Tom
+'s and from favorite color prefer over
 """
 WORDS = [*PHRASES.split(), "\n"]
 
