@@ -64,7 +64,7 @@ def test_a_newer_fact_below_the_last_requested_hit_takes_the_place_of_the_older_
     kind = {"kind": "knowledge"}  # without the scores of adjacent turns
     old, new = add_pair(bank, old=kind, new=kind)
     for number in range(EXTRA_HITS - 1):
-        bank.add(f"Acme has the brand {number}.", observed=OLD, **kind)
+        bank.add(f"The works {number} are closed.", observed=OLD, **kind)
     (hit,) = bank.search("Acme works", k=1, changes=False)
     assert hit.id == old
     (hit,) = bank.search("Acme works", k=1)
