@@ -25,6 +25,7 @@ from scrubjay.memory.bank.record import (
     Record,
     check_choices,
     check_count,
+    parse_time,
 )
 
 
@@ -90,6 +91,10 @@ class _MemoryTool(BaseTool):
 
 class _Search(BaseModel):
     query: str = Field(description="What to look for, in words or as a question.")
+    at: str = Field(
+        default="",
+        description="Date such as 2025-06-01, to look up what was true and known then. Leave it out for now.",
+    )
 
 
 class SearchMemory(_MemoryTool):
@@ -113,9 +118,17 @@ class SearchMemory(_MemoryTool):
         declarations = {"side_effect": False, "untrusted": "tool" in self.trusts}
         self.metadata = {**declarations, **(self.metadata or {})}
 
-    def _run(self, query: str) -> tuple[str, dict[str, Any]]:
+    def _run(self, query: str, at: str = "") -> tuple[str, dict[str, Any]]:
+        try:
+            moment = parse_time(at.strip(), "at") if at.strip() else None
+        except ValueError as error:
+            raise ToolException(str(error)) from error
         hits = self.bank.search(
-            clean(query)[:MAX_TEXT_LENGTH], k=self.k, namespace=self._resolve_namespace(), trusts=self.trusts
+            clean(query)[:MAX_TEXT_LENGTH],
+            k=self.k,
+            namespace=self._resolve_namespace(),
+            at=moment,
+            trusts=self.trusts,
         )
         records = [_to_dict(hit) for hit in hits]
         lines = [json.dumps(record, ensure_ascii=False) for record in records]

@@ -132,7 +132,7 @@ def search(options: SearchOptions) -> int:
             options.k,
             options.kinds or None,
             read_namespace(options.namespace),
-            None if options.at is None else parse_time(options.at, "at", is_local=True),
+            _read_time(options.at),
             options.explain,
             options.trusts or None,
             options.by,
@@ -166,6 +166,9 @@ class ShowOptions:
     namespace: str | None = None
     """Without ids: show only this namespace and the namespaces below it, such as user/ada or
     '["user", "a/b"]'."""
+    at: str | None = None
+    """Without ids: show the records that were known and valid at this time, such as 2026-11-26 or
+    2026-11-26T08:30; default: now."""
     foreign: Foreign = False
     json: AsJson = False
 
@@ -175,7 +178,8 @@ def show(options: ShowOptions) -> int:
     with open_bank(options.file, create=False, foreign=options.foreign) as bank:
         records = [_get(bank, id, options.file) for id in options.ids]
         if not options.ids:
-            records = bank.recent(options.last, options.kind, read_namespace(options.namespace))
+            namespace, at = read_namespace(options.namespace), _read_time(options.at)
+            records = bank.recent(options.last, options.kind, namespace, at)
         for record in records:
             wordings = bank.sayings(record.id)
             if options.json:
@@ -321,6 +325,10 @@ def _import_records(bank: MemoryBank, source: Path, own: bool) -> None:
             ),
             file=sys.stderr,
         )
+
+
+def _read_time(at: str | None) -> datetime | None:
+    return None if at is None else parse_time(at, "at", is_local=True)
 
 
 def _get(bank: MemoryBank, id: str, file: Path) -> Record:

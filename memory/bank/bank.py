@@ -49,12 +49,13 @@ from scrubjay.memory.bank.search.candidates import Scalar
 from scrubjay.memory.bank.search.changes import EXTRA_HITS, order_by_changes
 from scrubjay.memory.bank.search.completeness import complete_marks, complete_words
 from scrubjay.memory.bank.search.recall import rank_by_cosine, recall
+from scrubjay.memory.bank.succession import Succession
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import SurpriseConfig
 
 
-class MemoryBank(LifeCycle):
+class MemoryBank(LifeCycle, Succession):
     """Memory bank in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
     Args:

@@ -62,17 +62,25 @@ class LifeCycle:
             ).fetchone()
             return Record(**record_fields(row, self.foreign)) if row else None
 
-    def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
-        """Return the last `n` records that are valid now, newest last.
+    def recent(
+        self,
+        n: int,
+        kind: str | None = None,
+        namespace: Sequence[str] | None = None,
+        at: Time | None = None,
+    ) -> list[Record]:
+        """Return the last `n` records that are valid now or at the time `at`, newest last.
 
         Args:
             n: Largest number of records.
             kind: Kind of the records; None for all.
             namespace: Owner of the records, with the namespaces below it; None for all.
+            at: Time at which records must be valid, as for `search`; now by default.
         """
         n = check_count("n", n, 0)
         condition, values = Filter(
-            at=to_seconds(self._clock(), "clock()"),
+            at=to_seconds(self._clock(), "clock()") if at is None else to_seconds(at, "at"),
+            needs_observation=at is not None,
             kinds=None if kind is None else (check_choice("kind", kind, KINDS),),
             namespace=None if namespace is None else join_namespace(check_namespace(namespace)),
             trusts=None,

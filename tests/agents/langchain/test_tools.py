@@ -108,6 +108,22 @@ def test_a_fact_is_saved_found_corrected_and_forgotten(bank, tools):
         assert "Nothing is remembered" in run(tools["search_memory"], query="Ada").text
 
 
+def test_a_search_looks_back_to_a_date(bank, tools):
+    old = bank.add("Ada lives in Bern.", namespace=ADA, observed="2025-01-01")
+    bank.add("Ada lives in Basel.", namespace=ADA, observed="2025-06-01", supersedes=old)
+    search = tools["search_memory"]
+    for at, cities in (
+        ("", ["Basel"]),
+        ("2025-03-01", ["Bern"]),
+        (" 2025-07-01 ", ["Basel"]),
+        ("2024-01-01", []),
+    ):
+        records = run(search, query="Where does Ada live?", at=at).artifact["records"]
+        assert [record["text"] for record in records] == [f"Ada lives in {city}." for city in cities]
+    refusal = run(search, query="Ada", at="last spring")
+    assert (refusal.status, "at='last spring': write a time as" in refusal.text) == ("error", True)
+
+
 def test_after_text_from_outside_only_its_own_kind_can_be_changed(bank, tools):
     user_record_id = bank.add("Ada lives in Bern.", namespace=ADA)
     for scope in (taint_scope(True), contextlib.nullcontext()):  # tainted, or without a taint scope

@@ -84,6 +84,8 @@ def test_a_search_looks_back_to_what_held_then(here):
     before = (valid_to - timedelta(microseconds=1)).isoformat()
     hits = here("memory", "search", "m.db", "Lisbon", "--at", before, "--json")[1]
     assert json.loads(hits.splitlines()[0])["id"] == old
+    assert ids(here("memory", "show", "m.db", "--at", before)[1]) == [old]
+    assert ids(here("memory", "show", "m.db", "--at", "2000-01-01")[1]) == []
     assert f"until {valid_to.astimezone():%Y-%m-%d}" in here("memory", "show", "m.db", old)[1]
 
 
@@ -246,6 +248,7 @@ def test_mistakes_in_a_file_are_named(here, tmp_path):
         (["show", "m.db", "abc"], "no record 'abc'"),
         (["forget", "m.db", id, "abc"], "no record 'abc'"),
         (["search", "m.db", "one", "--at", "noon"], "at='noon'"),
+        (["show", "m.db", "--at", "noon"], "at='noon'"),
         (["search", "m.db", "one", "--k", "0"], "k=0"),
     ):
         code, out, err = here("memory", *words)
