@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -114,7 +113,11 @@ def trace_bank(
     """
     if most < 1:
         raise ValueError(f"most={most}: must be at least 1")
-    rows = deque(bank.export(), maxlen=most)
+    # An export has conversation by conversation, but the numbers of records are in writing order.
+    with bank.store.reading() as connection:
+        numbers = connection.execute("SELECT id FROM records ORDER BY number DESC LIMIT ?", (most,))
+        order = {id: -place for place, (id,) in enumerate(numbers)}
+    rows = sorted((row for row in bank.export() if row["id"] in order), key=lambda row: order[row["id"]])
     if not rows:
         raise ValueError(f"{title} has no records; add one with `scrubjay memory add`")
     count, places = len(bank), {row["id"]: place for place, row in enumerate(rows)}

@@ -33,7 +33,7 @@ from scrubjay.memory.bank.record import (
     to_seconds,
 )
 from scrubjay.memory.bank.search.candidates import Filter, Scalar, check_where
-from scrubjay.memory.bank.serialization import BATCH, Restorer, build_draft, check_row, read_rows
+from scrubjay.memory.bank.serialization import BATCH, START, Restorer, build_draft, check_row, read_rows
 from scrubjay.memory.bank.title import text_to_embed
 
 
@@ -103,12 +103,12 @@ class LifeCycle:
         return [text for _, text in rows]
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Yield every record as a JSON-serializable dict, oldest first.
+        """Yield every record once as a JSON-serializable dict, conversation by conversation, oldest first.
 
         Expired records and merged texts are included. Records that other threads or processes write during
-        the export may be included.
+        the export may be included. A record that they update has its former or its new text.
         """
-        last = 0
+        last = START
         while True:
             with self._store.reading() as connection:
                 last, rows = read_rows(connection, last, self.foreign)

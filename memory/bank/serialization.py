@@ -13,7 +13,7 @@ from datetime import tzinfo
 from typing import Any
 
 from scrubjay.memory.bank.duplicates import compute_fingerprint
-from scrubjay.memory.bank.file.damage import MAX_NUMBER
+from scrubjay.memory.bank.file.damage import MAX_NUMBER, UnreadableError
 from scrubjay.memory.bank.index import insert
 from scrubjay.memory.bank.record import (
     COLUMNS,
@@ -38,21 +38,43 @@ BATCH = 500
 """Records per batch of export and import."""
 
 
-def read_rows(
-    connection: sqlite3.Connection, after: int, foreign: bool, count: int = BATCH
-) -> tuple[int, list[dict[str, Any]]]:
-    """Return the number of the last record that was read, and the records as JSON values.
+Cursor = tuple[int, int, str]
+"""Position of a record in an export: the absolute number of its chunk, its place in the chunk, and its id.
 
-    Up to `count` records with numbers above `after` are read. If there are none, the number is `after`. The
-    records of a `foreign` bank get its trust level.
+An update changes the number of a record, but not its position.
+"""
+START: Cursor = (0, -1, "")
+"""Position before the first record."""
+# Two ranges of the index on (chunk, place). Sections of documents have negative chunk numbers.
+_ROWS_AFTER = f"""
+    SELECT * FROM (
+        SELECT * FROM (
+            SELECT number, {", ".join(_COLUMNS)} FROM records
+            WHERE chunk >= :chunk AND (chunk, place, id) > (:chunk, :place, :id)
+            ORDER BY chunk, place, id LIMIT :count)
+        UNION ALL SELECT * FROM (
+            SELECT number, {", ".join(_COLUMNS)} FROM records
+            WHERE chunk < 0 AND chunk <= -:chunk AND (-chunk, place, id) > (:chunk, :place, :id)
+            ORDER BY chunk DESC, place, id LIMIT :count))
+    ORDER BY CASE WHEN chunk < 0 THEN -chunk ELSE chunk END, place, id LIMIT :count"""
+
+
+def read_rows(
+    connection: sqlite3.Connection, after: Cursor, foreign: bool, count: int = BATCH
+) -> tuple[Cursor, list[dict[str, Any]]]:
+    """Return the position of the last record that was read, and the records as JSON values.
+
+    Up to `count` records behind the position `after` are read. If there are none, the result is `after`. The
+    records of a `foreign` bank get its trust level. Raises UnreadableError if a position is damaged.
     """
+    chunk, place, id = after
     rows = connection.execute(
-        f"SELECT number, {', '.join(_COLUMNS)} FROM records WHERE number > ? ORDER BY number LIMIT ?",
-        (after, count),
+        _ROWS_AFTER, {"chunk": chunk, "place": place, "id": id, "count": count}
     ).fetchall()
     json_rows = []
     for number, *values in rows:
         row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+        after = _read_position(row)
         row["namespace"] = list(split_namespace(row["namespace"]))
         row["trust"] = read_trust(row["trust"], foreign)
         row["provenance"] = read_json(row["provenance"])
@@ -69,7 +91,17 @@ def read_rows(
             )
         ]
         json_rows.append(row)
-    return (rows[-1][0] if rows else after), json_rows
+    return after, json_rows
+
+
+def _read_position(row: Mapping[str, Any]) -> Cursor:
+    chunk, place, id = (row[name] for name in ("chunk", "place", "id"))
+    if not (isinstance(chunk, int) and isinstance(place, int) and isinstance(id, str)):
+        raise UnreadableError(
+            f"record {id!r:.80} has the chunk {chunk!r:.80} and the place {place!r:.80}; "
+            "both must be integers"
+        )
+    return abs(chunk), place, id
 
 
 class Restorer:

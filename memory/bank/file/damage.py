@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import struct
 
@@ -29,6 +30,7 @@ _DAMAGE_CODES = {
     sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH,
     sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB,
 }  # fmt: skip
+_NO_JSON = "malformed JSON"  # SQLite's message when a filter reads a field of the provenance
 _MAX_COMPONENT = 1.1  # of a unit vector, with the rounding of half precision
 MAX_NUMBER = 1 << 53
 """Largest record number, and position. A search computes with floating-point numbers, which are exact up to
@@ -84,6 +86,18 @@ def is_damage_error(error: Exception, connection: sqlite3.Connection) -> bool:
     return isinstance(error, UnreadableError | UnicodeDecodeError) or (
         isinstance(error, _DAMAGE_ERRORS) and _is_damaged(connection)
     )
+
+
+def describe_damage(error: Exception, connection: sqlite3.Connection) -> str:
+    """Return the reason of an error for which `is_damage_error` is true."""
+    if isinstance(error, UnicodeDecodeError):  # Python's message would describe the decoder
+        return "a text is not UTF-8"
+    if isinstance(error, sqlite3.Error) and str(error) == _NO_JSON:
+        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+            row = connection.execute("SELECT id FROM records WHERE NOT json_valid(provenance)").fetchone()
+            if row is not None:
+                return f"the provenance of record {row[0]!r:.80} is not JSON; forget(id) deletes the record"
+    return str(error)
 
 
 def unpack_vectors(blobs: list[bytes], dimension: int | None = None) -> Float[np.ndarray, "R D"]:

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from scrubjay.memory.bank.file.damage import (
     DamagedBankError,
     UnreadableError,
+    describe_damage,
     is_damage_error,
     unpack_vectors,
 )
@@ -166,8 +167,7 @@ class Store:
                 ) from None
             if not is_damage_error(error, self._connection):
                 raise
-            # Python's message would describe the decoder.
-            reason = "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            reason = describe_damage(error, self._connection)
             raise DamagedBankError(
                 f"{self.path!r} is damaged, or not a memory bank of Scrubjay: {reason}; restore a backup, or "
                 "save the records that `export` can still read"

@@ -70,6 +70,16 @@ def test_of_many_records_the_newest_are_shown(bank):
         trace_bank(bank, "facts.db", most=0)
 
 
+def test_records_are_shown_in_writing_order_whatever_their_conversation(bank):
+    updated_id = bank.add("Vera lives in Lisbon.", kind="conversation", merge=False)
+    for number in range(3):  # two conversations by turns
+        for kind in ("task", "conversation"):
+            bank.add(f"{kind} {number}", kind=kind, merge=False)
+    bank.update(updated_id, "Vera lives in Porto.")
+    texts = [step.text.splitlines()[0] for step in trace_bank(bank, "facts.db", most=4).steps]
+    assert texts == ["conversation 1", "task 2", "conversation 2", "Vera lives in Porto."]
+
+
 def test_a_question_tells_why_each_record_came(bank):
     bank.add("Vera lives in Lisbon.")
     bank.add("The kettle is blue.")
