@@ -67,7 +67,8 @@ def test_a_lower_trust_never_replaces_a_higher_one(clock, foreign):
                     ValueError, match=f"trust '{new}' cannot replace a record of trust '{old}'"
                 ):
                     bank.supersede(ids[old], ids[new])
-        assert all(bank.get(id).valid_to is None for id in ids.values())
+        records = [bank.get(id) for id in ids.values()]
+        assert all(record is not None and record.valid_to is None for record in records)
 
 
 def test_requests_that_cannot_be_honoured_are_refused(bank, homes):
