@@ -39,7 +39,14 @@ from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import is_tainted, truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.damage import UnreadableError
-from scrubjay.memory.bank.record import MAX_COUNT, check_count, check_text, join_namespace, split_namespace
+from scrubjay.memory.bank.record import (
+    MAX_COUNT,
+    check_count,
+    check_text,
+    join_namespace,
+    read_json,
+    split_namespace,
+)
 
 _COLUMNS = "namespace, key, value, created, updated"
 _ROOT = "store"
@@ -275,7 +282,7 @@ class BankStore(BaseStore):
         row = connection.execute(
             "SELECT records FROM items WHERE namespace = ? AND key = ?", _key(op)
         ).fetchone()
-        for record in _parse(row[0], list, "list of records") if row else ():
+        for record in read_json(row[0], list, "the list of records of an item") if row else ():
             if not isinstance(record, str):
                 raise UnreadableError(f"the item {op.key!r:.80} refers to a record without a valid id")
             self._bank.forget(record)
@@ -347,7 +354,7 @@ def _fields(row: tuple) -> dict[str, Any]:
     return {
         "namespace": _labels(namespace),
         "key": key,
-        "value": _parse(value, dict, "value"),
+        "value": read_json(value, label="the value of an item"),
         "created_at": _parse_time(created_at),
         "updated_at": _parse_time(updated_at),
     }
@@ -357,17 +364,6 @@ def _labels(joined_namespace: Any) -> tuple[str, ...]:
     if not isinstance(joined_namespace, str):
         raise UnreadableError("an item has no valid namespace")
     return split_namespace(joined_namespace)
-
-
-def _parse(text: Any, kind: type, label: str) -> Any:
-    """Return the JSON value of a column. Raises UnreadableError if it is none of this type."""
-    try:
-        value = json.loads(text)
-    except (RecursionError, TypeError, ValueError) as error:
-        raise UnreadableError(f"the {label} of an item is damaged") from error
-    if not isinstance(value, kind):
-        raise UnreadableError(f"the {label} of an item has the type {type(value).__name__}")
-    return value
 
 
 def _parse_time(seconds: Any) -> datetime:

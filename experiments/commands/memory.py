@@ -6,44 +6,36 @@ import contextlib
 import dataclasses
 import sqlite3
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction, arg
 
-from scrubjay.experiments import files as json_reader
 from scrubjay.experiments.cli.arguments import choose, parse
 from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import as_json, format_entries, one_line, printable, show_help
-from scrubjay.experiments.commands import benchmarks, consolidation
+from scrubjay.experiments.commands import benchmarks, consolidation, transfer
 from scrubjay.experiments.commands.consolidation import make_decider, print_decision
 from scrubjay.experiments.commands.options import (
     AsJson,
+    Author,
     BankFile,
     Embeddings,
     Foreign,
     NewBankFile,
+    RecordKind,
     SameEmbeddings,
 )
-from scrubjay.experiments.files import replacement
-from scrubjay.experiments.lm.models import open_bank, open_for_recall, read_namespace
+from scrubjay.experiments.files import parse as parse_json
+from scrubjay.experiments.lm.models import format_namespace, open_bank, open_for_recall, read_namespace
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation
-from scrubjay.memory.bank.document import split_document
-from scrubjay.memory.bank.record import Hit, Record, parse_time
-from scrubjay.memory.bank.serialization import check_row
+from scrubjay.memory.bank.record import Record, Version, parse_time
 
-Kind = Literal["knowledge", "conversation", "task", "episode"]
-Trust = Literal["user", "agent", "tool"]
 By = Literal["meaning", "words"]
-_SILENT_SECONDS = 3.0
-_MAX_ROW = 2**28
-"""Maximum number of characters of an exported record with its earlier texts."""
-"""Seconds before the first progress line, and between lines."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +45,12 @@ class AddOptions:
     file: NewBankFile
     text: Positional[str]
     """Text to add."""
-    kind: Kind = "knowledge"
+    kind: RecordKind = "knowledge"
     """Kind of record."""
     namespace: str = ""
     """Namespace of the record, outermost level first, such as user/ada. If a name has a slash, write a JSON
     list, such as '["user", "a/b"]'."""
-    trust: Trust | None = None
+    trust: Author | None = None
     """Author of the text: user, agent or tool. The agent asks for approval before it acts on a text whose
     author is a tool. Default: user, or tool for a text from stdin, which may come from someone else."""
     supersedes: str | None = None
@@ -97,8 +89,39 @@ def add(options: AddOptions) -> int:
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordFilter:
+    """Conditions on the records of a bank."""
+
+    namespace: str | None = None
+    """Select only this namespace and the namespaces below it, such as user/ada or '["user", "a/b"]'."""
+    kinds: tuple[RecordKind, ...] = ()
+    """Select only these kinds of records; default: all."""
+    where: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FIELD=VALUE")] = ()
+    """Select only records whose provenance has this value, such as source=manual.md. A number, true, false or
+    null is a JSON value; write the text 5 as '"5"'. Repeat the option for more fields."""
+    since: str | None = None
+    """Select only records that were observed at this time or later, such as 2026-11-26 or
+    2026-11-26T08:30."""
+    until: str | None = None
+    """Select only records that were observed before this time."""
+
+    def conditions(self) -> dict[str, Any]:
+        """Return the conditions as arguments of `MemoryBank.search` and `forget`; None where nothing is set.
+
+        Raises ValueError on an invalid field or time.
+        """
+        return {
+            "namespace": read_namespace(self.namespace),
+            "kinds": self.kinds or None,
+            "where": dict(map(_read_field, self.where)) or None,
+            "since": _read_time(self.since, "since"),
+            "until": _read_time(self.until, "until"),
+        }
+
+
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(RecordFilter):
     """Search records, best match first. Each match is printed with id, score, kind, time, author and text."""
 
     file: BankFile
@@ -106,18 +129,16 @@ class SearchOptions:
     """Search query."""
     k: int = 10
     """Maximum number of matches."""
-    kinds: tuple[Kind, ...] = ()
-    """Search only these kinds of records; default: all."""
-    namespace: str | None = None
-    """Search only this namespace and the namespaces below it, such as user/ada or '["user", "a/b"]'."""
-    trusts: tuple[Trust, ...] = ()
-    """Search only texts of these authors; default: all."""
+    trusts: tuple[Author, ...] = ()
+    """Select only texts of these authors; default: all."""
     at: str | None = None
     """Search the records that were known and valid at this time, such as 2026-11-26 or 2026-11-26T08:30;
     default: now."""
     embeddings: SameEmbeddings = None
     by: By | None = None
     """Search only by meaning or only by words; default: both."""
+    changes: bool = True
+    """Put a newer fact before the one that it replaces, and mark the older one."""
     explain: bool = False
     """Explain each score."""
     foreign: Foreign = False
@@ -130,12 +151,12 @@ def search(options: SearchOptions) -> int:
         hits = bank.search(
             options.query,
             options.k,
-            options.kinds or None,
-            read_namespace(options.namespace),
-            _read_time(options.at),
-            options.explain,
-            options.trusts or None,
-            options.by,
+            at=_read_time(options.at, "at"),
+            explain=options.explain,
+            trusts=options.trusts or None,
+            by=options.by,
+            changes=options.changes,
+            **options.conditions(),
         )
     for hit in hits:
         if options.json:
@@ -161,7 +182,7 @@ class ShowOptions:
     """Record ids."""
     last: int = 10
     """Without ids: maximum number of records; the latest ones are shown."""
-    kind: Kind | None = None
+    kind: RecordKind | None = None
     """Without ids: show only this kind of record."""
     namespace: str | None = None
     """Without ids: show only this namespace and the namespaces below it, such as user/ada or
@@ -174,16 +195,17 @@ class ShowOptions:
 
 
 def show(options: ShowOptions) -> int:
-    """Print records with all fields and with the texts that were merged into them."""
+    """Print records with all fields, their former texts and the texts that were merged into them."""
     with open_bank(options.file, create=False, foreign=options.foreign) as bank:
         records = [_get(bank, id, options.file) for id in options.ids]
         if not options.ids:
-            namespace, at = read_namespace(options.namespace), _read_time(options.at)
+            namespace, at = read_namespace(options.namespace), _read_time(options.at, "at")
             records = bank.recent(options.last, options.kind, namespace, at)
         for record in records:
-            wordings = bank.sayings(record.id)
+            wordings, former = bank.sayings(record.id), bank.history(record.id)[:-1]
             if options.json:
-                print(as_json(_as_json(record) | {"wordings": wordings}))
+                history = [_as_json(version) for version in former]
+                print(as_json(_as_json(record) | {"wordings": wordings, "history": history}))
                 continue
             print(f"{one_line(record.id)}  {_heading(record)}")
             print(_indent(record.text))
@@ -192,6 +214,8 @@ def show(options: ShowOptions) -> int:
                     print(_indent(f"{name}: {value}"))
             for wording in wordings[1:]:
                 print(_indent(f"also said: {wording}"))
+            for version in former:
+                print(_indent(f"until {version.end and _local(version.end)}: {version.text}"))
         if not options.ids:
             count = f"{len(bank)} records in {options.file}, including superseded ones"
             print(one_line(count), file=sys.stderr)
@@ -199,136 +223,138 @@ def show(options: ShowOptions) -> int:
 
 
 @dataclass(frozen=True)
-class ForgetOptions:
-    """Delete records permanently; their bytes are overwritten."""
+class UpdateOptions:
+    """Replace the text of a record. The id stays, and `show` prints the former text.
+
+    To store a fact that changed at a certain time, use `add --supersedes` instead.
+    """
 
     file: BankFile
-    ids: Positional[tuple[str, ...]]
+    id: Positional[str]
+    """Record id."""
+    text: Positional[str]
+    """New text. If it is "-", read it from stdin."""
+    trust: Author | None = None
+    """Author of the new text: user, agent or tool. Default: user, or tool for a text from stdin."""
+    embeddings: SameEmbeddings = None
+    foreign: Foreign = False
+
+
+def update(options: UpdateOptions) -> int:
+    """Replace the text of one record."""
+    text = _read_stdin() if options.text == "-" else options.text
+    with open_for_recall(options.file, False, options.embeddings, options.foreign) as bank:
+        _get(bank, options.id, options.file)
+        is_new = bank.update(options.id, text, options.trust or ("tool" if options.text == "-" else "user"))
+    print("updated: 1" if is_new else "updated: 0; the record has this text already")
+    return 0
+
+
+@dataclass(frozen=True)
+class SupersedeOptions:
+    """End the validity of a record at the time where that of a newer one starts."""
+
+    file: BankFile
+    old: Positional[str]
+    """Id of the record that is no longer true."""
+    new: Positional[str]
+    """Id of the record that replaces it."""
+    undo: bool = False
+    """Undo this: the old record is valid again."""
+    foreign: Foreign = False
+
+
+def supersede(options: SupersedeOptions) -> int:
+    """Link two records, or undo that, and print the records of the fact."""
+    with open_bank(options.file, create=False, foreign=options.foreign) as bank:
+        for id in (options.old, options.new):
+            _get(bank, id, options.file)
+        (bank.undo_supersede if options.undo else bank.supersede)(options.old, options.new)
+        for record in [_get(bank, options.old, options.file), _get(bank, options.new, options.file)]:
+            print(f"{one_line(record.id)}  {_heading(record)}")
+            print(_indent(record.text))
+    return 0
+
+
+@dataclass(frozen=True)
+class NamespacesOptions:
+    """List the namespaces that own records, with their numbers of records."""
+
+    file: BankFile
+    namespace: str | None = None
+    """List only this namespace and the namespaces below it, such as user/ada or '["user", "a/b"]'."""
+    foreign: Foreign = False
+    json: AsJson = False
+
+
+def namespaces(options: NamespacesOptions) -> int:
+    """Print the namespaces with their numbers of records."""
+    with open_bank(options.file, create=False, foreign=options.foreign) as bank:
+        for namespace, count in bank.namespaces(read_namespace(options.namespace)).items():
+            if options.json:
+                print(as_json({"namespace": list(namespace), "records": count}))
+            else:
+                print(one_line(f"{count} {format_namespace(namespace) or '(no owner)'}"))
+    return 0
+
+
+@dataclass(frozen=True)
+class ForgetOptions(RecordFilter):
+    """Delete records permanently by id, or all that fulfil every condition. Their bytes are overwritten.
+
+    With conditions, the number of records is printed, and --yes deletes them.
+    """
+
+    file: BankFile
+    ids: Positional[tuple[str, ...]] = ()
     """Record ids."""
+    yes: bool = False
+    """Delete the records that fulfil the conditions."""
+    everything: bool = False
+    """With --namespace alone: delete also the owner's items of a LangGraph store, messages of chat histories
+    and decisions."""
     foreign: Foreign = False
 
 
 def forget(options: ForgetOptions) -> int:
-    """Delete all named records, or none if one of them is missing."""
-    if not options.ids:
-        raise ValueError("forget needs a record id, as printed by search")
+    """Delete all named records, or none if one of them is missing; or those that fulfil the conditions."""
+    conditions = {name: value for name, value in options.conditions().items() if value is not None}
+    if bool(options.ids) == bool(conditions):
+        raise ValueError(
+            "forget needs record ids, as printed by search, or conditions such as --namespace, and not both"
+        )
     with open_bank(options.file, create=False, foreign=options.foreign) as bank:
+        if options.everything and (not options.namespace or len(conditions) > 1):
+            raise ValueError("--everything requires --namespace, such as user/ada, and no other condition")
+        if conditions and not options.yes:
+            print(f"selected: {bank.count(**conditions)}")
+            print("nothing was deleted; repeat the command with --yes", file=sys.stderr)
+            return 0
+        if options.everything:
+            counts = bank.erase_owner(conditions["namespace"])
+            print(f"deleted: {', '.join(f'{count} {table}' for table, count in counts.items())}")
+            return 0
         for id in options.ids:
             _get(bank, id, options.file)
-        for id in options.ids:
-            bank.forget(id)
-    print(f"deleted: {len(set(options.ids))}")
+        count = bank.forget(**conditions) if conditions else sum(map(bank.forget, {*options.ids}))
+    print(f"deleted: {count}")
     return 0
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """Export all records, also superseded ones, as JSON lines with ids, merged texts and provenance."""
-
-    file: BankFile
-    out: Path | None = None
-    """Output file; default: stdout."""
-    foreign: Foreign = False
+def _read_time(text: str | None, name: str) -> datetime | None:
+    """Return the time of an option, local without a time zone. Raises ValueError if it is not a time."""
+    return None if text is None else parse_time(text, name, is_local=True)
 
 
-def export(options: ExportOptions) -> int:
-    """Write all records. An existing output file is replaced only after the export is complete."""
-    with open_bank(options.file, create=False, foreign=options.foreign) as bank:
-        lines = (f"{as_json(row)}\n" for row in bank.export())
-        lines = _report_progress(lines, "exported", len(bank))
-        if options.out is None:
-            sys.stdout.writelines(lines)
-            return 0
-        with replacement(options.out) as new, new.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-        print(one_line(f"{options.out}: {len(bank)} records"), file=sys.stderr)
-    return 0
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """Import exported records (.jsonl, or "-" for stdin), or split documents (text, Markdown) into passages.
-
-    All imported texts count as texts of tools, unless --own or --trust says otherwise: the agent asks for
-    approval before it acts on them. The same command continues an interrupted import; existing records are
-    not changed.
-    """
-
-    file: NewBankFile
-    sources: Positional[tuple[Path, ...]]
-    """Files to import."""
-    kind: Kind = "knowledge"
-    """Kind of the records that are made from documents. Exported records keep their own kind."""
-    namespace: str = ""
-    """Namespace of the records that are made from documents, outermost level first, such as user/ada or
-    '["user", "a/b"]'. Exported records keep their own namespace."""
-    trust: Trust = "tool"
-    """Source of documents: `user` for texts that you wrote or checked, `tool` for all other texts."""
-    own: bool = False
-    """Exported records are from your own memory bank, and nobody else has changed them since: they keep their
-    trust levels."""
-    embeddings: Embeddings = None
-    foreign: Foreign = False
-
-
-def import_(options: ImportOptions) -> int:
-    """Import the sources in order and print the number of new records from each source."""
-    if not options.sources:
-        raise ValueError("import needs an input file: exported records (.jsonl), text or Markdown")
-    for source in options.sources:
-        if source != Path("-") and not source.is_file():
-            raise ValueError(f"file {source} does not exist")
-    if options.own and not any(map(_is_export, options.sources)):
-        raise ValueError("--own is for exported records (.jsonl, or -); for documents use --trust user")
-    with open_for_recall(options.file, True, options.embeddings, options.foreign) as bank:
-        for source in options.sources:
-            if _is_export(source):
-                _import_records(bank, source, options.own)
-                continue
-            text = json_reader.read_text(source)
-            if not any(passages for _, passages in split_document(text)):
-                raise ValueError(f"{source} contains no passage: it is empty or has only headings; omit it")
-            ids = bank.add_document(
-                text,
-                options.kind,
-                read_namespace(options.namespace) or (),
-                trust=options.trust,
-                source=str(source),
-            )
-            print(one_line(f"{source}: {len(ids)} passages"))
-    return 0
-
-
-def _is_export(source: Path) -> bool:
-    return source == Path("-") or source.suffix == ".jsonl"
-
-
-def _import_records(bank: MemoryBank, source: Path, own: bool) -> None:
-    """Import exported records, and report how many are new, and how many lost their trust level."""
-    trusts: list[str] = []
-
-    def read(lines: TextIO) -> Iterator[Any]:
-        for row in _rows(lines, source):
-            trusts.append(row["trust"])
-            yield row
-
-    reader = contextlib.nullcontext(sys.stdin) if source == Path("-") else source.open(encoding="utf-8")
-    with reader as lines:
-        is_new = bank.restore(_report_progress(read(lines), "read"), foreign=not own)
-    print(one_line(f"{source}: {sum(is_new)} new, {len(is_new) - sum(is_new)} already present"))
-    num_limited = sum(new and trust != "tool" for new, trust in zip(is_new, trusts, strict=True))
-    if num_limited and not own:
-        print(
-            one_line(
-                f"{source}: {num_limited} records of users and agents count as texts of tools, because "
-                "they may be someone else's; import an export of your own into a new bank with --own"
-            ),
-            file=sys.stderr,
-        )
-
-
-def _read_time(at: str | None) -> datetime | None:
-    return None if at is None else parse_time(at, "at", is_local=True)
+def _read_field(setting: str) -> tuple[str, Any]:
+    name, sign, text = setting.partition("=")
+    if not name or not sign:
+        raise ValueError(f"--where {setting}: write FIELD=VALUE, such as source=manual.md")
+    try:
+        value = parse_json(text, name)
+    except ValueError:
+        return name, text
+    return name, text if isinstance(value, list | dict) else value
 
 
 def _get(bank: MemoryBank, id: str, file: Path) -> Record:
@@ -356,9 +382,10 @@ def _indent(text: str) -> str:
     return "\n".join(f"    {line}" for line in printable(text).splitlines())
 
 
-def _as_json(record: Record | Hit) -> dict[str, Any]:
+def _as_json(record: Record | Version) -> dict[str, Any]:
     fields = dataclasses.asdict(record)
-    fields["namespace"] = list(record.namespace)
+    if isinstance(record, Record):
+        fields["namespace"] = list(record.namespace)
     return {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in fields.items()
@@ -371,35 +398,6 @@ def _read_stdin() -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"stdin is not valid {error.encoding.upper()} text: {error.reason}") from None
-
-
-def _rows(lines: TextIO, source: Path) -> Iterator[Any]:
-    number = 0
-    try:
-        # A file of holes is a single line, which may not fit in memory.
-        for number, line in enumerate(iter(lambda: lines.readline(_MAX_ROW + 1), ""), 1):
-            if len(line) > _MAX_ROW:
-                raise ValueError(f"{source}, line {number} has more than {_MAX_ROW:,} characters, the limit")
-            if line.strip():
-                where = f"{source}, line {number}"
-                row = json_reader.parse(line, where)
-                try:
-                    check_row(row)
-                except (ValueError, TypeError) as error:
-                    raise ValueError(f"{where}: {error}") from None
-                yield row
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not valid UTF-8 after line {number}: {error.reason}") from None
-
-
-def _report_progress(items: Iterable[Any], done: str, total: int | None = None) -> Iterator[Any]:
-    """Yield `items` and print their count on stderr from time to time."""
-    last_printed = time.monotonic()
-    for count, item in enumerate(items, 1):
-        yield item
-        if time.monotonic() - last_printed > _SILENT_SECONDS:
-            last_printed = time.monotonic()
-            print(f"{done} {count:,}{'' if total is None else f' of {total:,}'}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -441,9 +439,12 @@ ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
     "search": ("search records by words and by meaning", SearchOptions, search),
     "show": ("show records with all fields", ShowOptions, show),
     "page": ("write a page of the records and their supersessions", PageOptions, page),
-    "forget": ("delete records permanently", ForgetOptions, forget),
-    "import": ("import exported records or documents", ImportOptions, import_),
-    "export": ("export all records as JSON lines", ExportOptions, export),
+    "namespaces": ("list the owners of records", NamespacesOptions, namespaces),
+    "update": ("replace the text of a record", UpdateOptions, update),
+    "supersede": ("let a newer record replace an older one, or undo it", SupersedeOptions, supersede),
+    "forget": ("delete records permanently, by id or by conditions", ForgetOptions, forget),
+    "import": ("import exported records or documents", transfer.ImportOptions, transfer.import_),
+    "export": ("export records as JSON lines", transfer.ExportOptions, transfer.export),
     "decisions": (
         "show consolidation decisions of a model",
         consolidation.DecisionsOptions,

@@ -87,6 +87,8 @@ Foreign = Annotated[
     ),
 ]
 AsJson = Annotated[bool, arg(help="Print one JSON object per record.")]
+RecordKind = Literal["knowledge", "conversation", "task", "episode"]
+Author = Literal["user", "agent", "tool"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -131,3 +133,10 @@ def read_namespace(name: str | None) -> tuple[str, ...] | None:
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise ValueError(f'namespace {name!r}: write a JSON list of names, such as \'["user", "a/b"]\'')
     return tuple(parts)
+
+
+def format_namespace(namespace: Sequence[str]) -> str:
+    """Return a namespace as `read_namespace` reads it."""
+    text = "/".join(namespace)
+    is_plain = len(text.split("/")) == max(len(namespace), 1) and not text.startswith('["')
+    return text if is_plain else json.dumps(namespace, ensure_ascii=False)

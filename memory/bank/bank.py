@@ -26,6 +26,7 @@ from scrubjay.memory.bank.embedding_model import Embeddings
 from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.store import Store, select
 from scrubjay.memory.bank.life_cycle import LifeCycle
+from scrubjay.memory.bank.owner import Owner
 from scrubjay.memory.bank.record import (
     COLUMNS,
     KINDS,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import SurpriseConfig
 
 
-class MemoryBank(LifeCycle, Succession):
+class MemoryBank(LifeCycle, Succession, Owner):
     """Memory bank in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
     Args:

@@ -102,16 +102,17 @@ class LifeCycle:
             ).fetchall()
         return [text for _, text in rows]
 
-    def export(self) -> Iterator[dict[str, Any]]:
+    def export(self, namespace: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Yield every record once as a JSON-serializable dict, conversation by conversation, oldest first.
 
-        Expired records and merged texts are included. Records that other threads or processes write during
-        the export may be included. A record that they update has its former or its new text.
+        `namespace` restricts them to one owner and the namespaces below it. Expired records and merged texts
+        are included. Records that other threads or processes write during the export may be included. A
+        record that they update has its former or its new text.
         """
-        last = START
+        last, owner = START, join_namespace(check_namespace(namespace or ()))
         while True:
             with self._store.reading() as connection:
-                last, rows = read_rows(connection, last, self.foreign)
+                last, rows = read_rows(connection, last, self.foreign, owner)
             if not rows:
                 return
             yield from rows
@@ -212,6 +213,22 @@ class LifeCycle:
                 f"SELECT namespace, COUNT(*) FROM records WHERE {condition} GROUP BY namespace", values
             ).fetchall()
         return dict(sorted((split_namespace(name), count) for name, count in rows))
+
+    def count(
+        self,
+        namespace: Sequence[str] | None = None,
+        kinds: Iterable[str] | str | None = None,
+        where: Mapping[str, Scalar] | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
+    ) -> int:
+        """Return the number of records that fulfil all conditions, also of those that are not valid now.
+
+        Args: as for `MemoryBank.search`.
+        """
+        condition, values = self._filter(namespace, kinds, None, where, since, until).condition()
+        with self._store.reading() as connection:
+            return connection.execute(f"SELECT COUNT(*) FROM records WHERE {condition}", values).fetchone()[0]
 
     def forget(
         self,

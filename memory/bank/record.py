@@ -390,14 +390,15 @@ def read_trust(trust: Any, foreign: bool) -> str:
     return FOREIGN_TRUST if foreign else trust
 
 
-def read_json(provenance: Any) -> dict[str, Any]:
-    """Return stored provenance as a dictionary. Raises UnreadableError if it is not a JSON object."""
+def read_json(text: Any, kind: type = dict, label: str = "a record's provenance") -> Any:
+    """Return stored JSON. Raises UnreadableError, which names the `label`, if it is not of this type."""
     try:
-        value = json.loads(provenance)
+        value = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UnreadableError(f"a record's provenance is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UnreadableError(f"a record's provenance is not a JSON object: {value!r:.80}")
+        raise UnreadableError(f"{label} is not JSON: {error}") from error
+    if not isinstance(value, kind):
+        name = "object" if kind is dict else kind.__name__
+        raise UnreadableError(f"{label} is not a JSON {name}: {value!r:.80}")
     return value
 
 

@@ -45,32 +45,35 @@ An update changes the number of a record, but not its position.
 """
 START: Cursor = (0, -1, "")
 """Position before the first record."""
+_OWNED = "(:owner = '' OR (namespace >= :owner AND namespace < :owner_end))"
 # Two ranges of the index on (chunk, place). Sections of documents have negative chunk numbers.
 _ROWS_AFTER = f"""
     SELECT * FROM (
         SELECT * FROM (
             SELECT number, {", ".join(_COLUMNS)} FROM records
-            WHERE chunk >= :chunk AND (chunk, place, id) > (:chunk, :place, :id)
+            WHERE chunk >= :chunk AND (chunk, place, id) > (:chunk, :place, :id) AND {_OWNED}
             ORDER BY chunk, place, id LIMIT :count)
         UNION ALL SELECT * FROM (
             SELECT number, {", ".join(_COLUMNS)} FROM records
             WHERE chunk < 0 AND chunk <= -:chunk AND (-chunk, place, id) > (:chunk, :place, :id)
+                AND {_OWNED}
             ORDER BY chunk DESC, place, id LIMIT :count))
     ORDER BY CASE WHEN chunk < 0 THEN -chunk ELSE chunk END, place, id LIMIT :count"""
 
 
 def read_rows(
-    connection: sqlite3.Connection, after: Cursor, foreign: bool, count: int = BATCH
+    connection: sqlite3.Connection, after: Cursor, foreign: bool, owner: str = "", count: int = BATCH
 ) -> tuple[Cursor, list[dict[str, Any]]]:
     """Return the position of the last record that was read, and the records as JSON values.
 
     Up to `count` records behind the position `after` are read. If there are none, the result is `after`. The
-    records of a `foreign` bank get its trust level. Raises UnreadableError if a position is damaged.
+    records of a `foreign` bank get its trust level. `owner` is a namespace from `join_namespace`; "" selects
+    all records. Raises UnreadableError if a position is damaged.
     """
     chunk, place, id = after
-    rows = connection.execute(
-        _ROWS_AFTER, {"chunk": chunk, "place": place, "id": id, "count": count}
-    ).fetchall()
+    position = {"chunk": chunk, "place": place, "id": id, "count": count}
+    owners = {"owner": owner, "owner_end": owner[:-1] + "\x20"}
+    rows = connection.execute(_ROWS_AFTER, position | owners).fetchall()
     json_rows = []
     for number, *values in rows:
         row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))

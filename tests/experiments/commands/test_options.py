@@ -23,7 +23,7 @@ SHARED = {name: kind for name, kind in vars(options).items() if hasattr(kind, "_
 def option_classes() -> dict[str, type]:
     """Return the options classes of all commands by their names."""
     classes = {"DecisionsOptions": ACTIONS["decisions"][1], "UndoOptions": ACTIONS["undo"][1]}
-    for module in (*MODULES, "pictures", "train"):
+    for module in (*MODULES, "pictures", "train", "transfer"):
         members = vars(importlib.import_module(f"scrubjay.experiments.commands.{module}"))
         classes |= {name: kind for name, kind in members.items() if name.endswith("Options")}
     return classes

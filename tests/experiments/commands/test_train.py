@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from scrubjay.experiments import Run, resume
 from scrubjay.experiments.runs.checkpoint import load_weights
 
-from .fork_runner import run
+from ..cli.fork_runner import run
 
 WORDS = (
     *("--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "2", "--device", "cpu", "--quiet"),

@@ -221,3 +221,18 @@ def test_records_are_deleted_by_owner_field_and_time(tmp_path):
     with MemoryBank(path) as bank:
         assert bank.forget(namespace=()) == 1
         assert len(bank) == 0
+
+
+def test_an_export_of_an_owner_and_its_count_agree_with_those_of_all_records(bank):
+    owners = [(), ("user",), ("user", "ada"), ("user", "ada", "work"), ("user", "adam")]
+    for owner in owners:
+        bank.add_document("# Cats\nThey purr.\n# Dogs\nThey bark.", namespace=owner)
+        bank.add(f"a heron of {owner}", namespace=owner)
+    rows = list(bank.export())
+    for owner in owners:
+        own = [row for row in rows if tuple(row["namespace"][: len(owner)]) == owner]
+        assert list(bank.export(owner)) == own
+        assert bank.count(owner) == len(own) == sum(bank.namespaces(owner).values())
+    assert bank.count(kinds="knowledge", where={"section": "Cats"}) == len(owners)
+    assert bank.count(since="2100-01-01") == 0
+    assert bank.count() == len(bank) == len(rows)
