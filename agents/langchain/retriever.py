@@ -19,10 +19,12 @@ from scrubjay.memory.bank.record import Hit
 class BankRetriever(BaseRetriever):
     """Retriever of a bank's records by keywords and embeddings, best first.
 
-    `invoke(query, k=..., namespace=..., kinds=..., trusts=..., at=...)` overrides fields for one call. The
-    metadata of a document contains the record's id, score, kind, namespace, trust, observed (ISO 8601),
-    provenance and superseded_by. Scores are comparable only within one search. Raises the errors of
-    `MemoryBank.search`.
+    `invoke(query, k=..., namespace=..., kinds=..., trusts=..., at=..., where=..., min_relevance=...)`
+    overrides fields for one call. The metadata of a document contains the record's id, score, kind,
+    namespace, trust, observed (ISO 8601), provenance, superseded_by and relevance. The relevance is None
+    without `min_relevance`. Scores are comparable only within one search.
+
+    Raises the errors of `MemoryBank.search`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -43,6 +45,10 @@ class BankRetriever(BaseRetriever):
     """Authors of the records to search: user, agent, tool; None for all authors."""
     at: Any = None
     """Time at which records must be valid, such as "2025-06-01"; None for now."""
+    where: dict[str, Any] | None = None
+    """Fields of the provenance with their values, such as `{"source": "manual.md"}`; None for all records."""
+    min_relevance: float | None = None
+    """Least relevance of a document, from 0 to 1; None for no limit."""
 
     @field_validator("namespace")
     @classmethod
@@ -76,7 +82,8 @@ class BankRetriever(BaseRetriever):
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
         arguments = {
-            name: getattr(self, name) for name in ("k", "namespace", "kinds", "trusts", "at")
+            name: getattr(self, name)
+            for name in ("k", "namespace", "kinds", "trusts", "at", "where", "min_relevance")
         } | overrides
         return [_document(hit) for hit in self.bank.search(query, **arguments)]
 
@@ -98,5 +105,6 @@ def _document(hit: Hit) -> Document:
         "observed": hit.observed.isoformat(),
         "provenance": hit.provenance,
         "superseded_by": hit.superseded_by,
+        "relevance": hit.relevance,
     }
     return Document(hit.text, id=hit.id, metadata=metadata)

@@ -139,8 +139,10 @@ class SearchOptions(RecordFilter):
     """Search only by meaning or only by words; default: both."""
     changes: bool = True
     """Put a newer fact before the one that it replaces, and mark the older one."""
+    min_relevance: float | None = None
+    """Print only matches of at least this relevance, from 0 to 1, such as 0.03."""
     explain: bool = False
-    """Explain each score."""
+    """Explain each score, and print the relevance from 0 to 1."""
     foreign: Foreign = False
     json: AsJson = False
 
@@ -156,6 +158,7 @@ def search(options: SearchOptions) -> int:
             trusts=options.trusts or None,
             by=options.by,
             changes=options.changes,
+            min_relevance=options.min_relevance,
             **options.conditions(),
         )
     for hit in hits:
@@ -168,6 +171,7 @@ def search(options: SearchOptions) -> int:
             print(_indent(f"superseded by: {one_line(hit.superseded_by)}"))
         if hit.explanation is not None:
             print(_indent(f"because: {hit.explanation.summary}"))
+            print(_indent(f"relevance: {hit.relevance:.3f}"))
     if not hits:
         print("no records found", file=sys.stderr)
     return 0

@@ -36,6 +36,7 @@ from scrubjay.memory.bank.record import (
     Time,
     check_choice,
     check_count,
+    check_fraction,
     check_id,
     check_length,
     check_memorable,
@@ -50,6 +51,8 @@ from scrubjay.memory.bank.search.candidates import Scalar
 from scrubjay.memory.bank.search.changes import EXTRA_HITS, order_by_changes
 from scrubjay.memory.bank.search.completeness import complete_marks, complete_words
 from scrubjay.memory.bank.search.recall import rank_by_cosine, recall
+from scrubjay.memory.bank.search.relevance import QuestionLevel
+from scrubjay.memory.bank.search.rerank import DEPTH, Reranker, check_reranker, rerank_hits
 from scrubjay.memory.bank.succession import Succession
 
 if TYPE_CHECKING:
@@ -284,6 +287,8 @@ class MemoryBank(LifeCycle, Succession, Owner):
         since: Time | None = None,
         until: Time | None = None,
         changes: bool = True,
+        rerank: Reranker | None = None,
+        min_relevance: float | None = None,
     ) -> list[Hit]:
         """Return up to `k` records that are valid now or at the time `at`, best first.
 
@@ -306,6 +311,10 @@ class MemoryBank(LifeCycle, Succession, Owner):
             until: Time before which a record was observed.
             changes: Put a hit behind a newer one that supersedes it, and set its field `superseded_by`. The
                 rule needs no model and writes nothing (`memory/bank/search/changes.py`).
+            rerank: Function of the query and texts that returns better scores, or a cross-encoder. It reads
+                the best 50 hits, or the best `k` (`memory/bank/search/rerank.py`).
+            min_relevance: Least relevance of a hit, from 0 to 1, such as 0.03
+                (`memory/bank/search/relevance.py`). With embeddings, the search takes longer.
 
         Raises:
             ValueError, TypeError: if k < 1, if a kind, trust or `by` is unknown, if `at` is not a time, if
@@ -316,6 +325,11 @@ class MemoryBank(LifeCycle, Succession, Owner):
         check_length("query", query)
         if by is not None:
             check_choice("by", by, ("meaning", "words"))
+        if rerank is not None:
+            check_reranker(rerank)
+        if min_relevance is not None:
+            check_fraction("min_relevance", min_relevance)
+        has_relevance = explain or min_relevance is not None
         embedding_index = self._embedding_index if query.strip() and by != "words" else None
         if by == "meaning" and self._embedding_index is None:
             raise ValueError("by='meaning': the bank has no embeddings; open it with an embedding model")
@@ -332,23 +346,37 @@ class MemoryBank(LifeCycle, Succession, Owner):
             # A search by meaning alone does not need the model's fluency in the script.
             dense_weight = 0.0 if by else self._dense_weight * embedding_index.fluency(query)
             vector = embedding_index.embed_query(query, alone=by is not None)
-        extra = EXTRA_HITS if changes else 0
+        depth = k if rerank is None else max(k, DEPTH)
+        extra = EXTRA_HITS if changes and rerank is None else 0
         with self._store.reading() as connection:
-            scan = None
+            scan, level = None, QuestionLevel(0.0, 1.0) if has_relevance else None
             if embedding_index is not None and vector is not None:
                 scan = embedding_index.scan(connection, vector, filter.allows)
+                if has_relevance:
+                    level = embedding_index.question_level(connection, query, filter, scan.count)
             if by == "meaning":
-                ranking = [] if scan is None else rank_by_cosine(connection, scan, filter, k + extra)
+                ranking = (
+                    [] if scan is None else rank_by_cosine(connection, scan, filter, depth + extra, level)
+                )
             else:
-                ranking = recall(connection, query, scan, dense_weight, filter, now, k, explain, extra)
+                ranking = recall(
+                    connection, query, scan, dense_weight, filter, now, depth, explain, extra, level
+                )
             rows = select(connection, f"number, {COLUMNS}", [number for number, *_ in ranking])
-            fields = self._hit_fields(rows, {number for number, *_ in ranking[:k]})
+            fields = self._hit_fields(rows, {number for number, *_ in ranking[:depth]})
         hits = [
-            Hit(**fields[number], score=score, explanation=explanation if explain else None)
-            for number, score, explanation in ranking
-            if number in fields
+            Hit(
+                **fields[number],
+                score=score,
+                explanation=explanation if explain else None,
+                relevance=relevance,
+            )
+            for number, score, explanation, relevance in ranking
+            if number in fields and (relevance is None or relevance >= (min_relevance or 0.0))
         ]
-        return order_by_changes(hits, None if at is None else filter.at)[:k] if changes else hits
+        if rerank is not None:
+            hits = rerank_hits(rerank, query, hits)
+        return order_by_changes(hits, None if at is None else filter.at)[:k] if changes else hits[:k]
 
     def _hit_fields(self, rows: Iterable[tuple[Any, ...]], best: set[int]) -> dict[int, dict[str, Any]]:
         """Return the fields of records by number. An unreadable record outside `best` is left out."""

@@ -18,14 +18,17 @@ from scrubjay.memory.bank.embedding_model import (
     check_model,
     fluency,
     normalize_vectors,
+    question_pairs,
     read_dimension,
     script_of,
 )
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.record import Draft
 from scrubjay.memory.bank.search.approximate import ApproximateIndex
+from scrubjay.memory.bank.search.candidates import Filter
 from scrubjay.memory.bank.search.completeness import find_lost_vectors
 from scrubjay.memory.bank.search.dense import Scan, ScopePredicate, VectorIndex
+from scrubjay.memory.bank.search.relevance import QuestionLevel, question_level
 from scrubjay.memory.bank.search.segments import require_usearch
 from scrubjay.memory.bank.title import text_to_embed
 from scrubjay.memory.parts.device import resolve_device
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
 
+_MAX_LEVELS = 1000  # levels of questions, one per owner
 _BATCH = 500  # lost embeddings to compute at a time
 
 
@@ -56,6 +60,8 @@ class EmbeddingIndex:
         self._approximate = approximate
         self._device = device
         self._fluencies: dict[str, float] = {}
+        self._questions: dict[str, Float[np.ndarray, "Q D"]] = {}
+        self._levels: dict[tuple[object, ...], tuple[int, QuestionLevel]] = {}
         self._verified_record: VerifiedRecord | None = None
         self._index: VectorIndex | ApproximateIndex | None = None
         self._surprise_config = surprise
@@ -112,6 +118,31 @@ class EmbeddingIndex:
         self._store.on_rollback(self._clear_cache)
         index.refresh(connection)
         return index.scan(vector, allows)
+
+    def question_level(
+        self, connection: sqlite3.Connection, query: str, filter: Filter, count: int
+    ) -> QuestionLevel:
+        """Return the level of cosines of questions that the records do not answer, in the query's script.
+
+        It is computed again when the number of accepted records, `count`, has changed by more than a
+        twentieth.
+        """
+        script = script_of(query)
+        script = script if script in question_pairs() else "latin"
+        if script not in self._questions:
+            texts = [question for question, _ in question_pairs()[script]]
+            vectors = [self._embeddings.embed_query(text) for text in texts]
+            self._questions[script] = normalize_vectors(vectors, len(texts))
+        key = (script, filter.namespace, filter.kinds)
+        old_count, level = self._levels.get(key, (-1, QuestionLevel(0.0, 1.0)))
+        if abs(count - old_count) > count / 20 or old_count < 0:
+            level = question_level(
+                self.scan(connection, vector, filter.allows) for vector in self._questions[script]
+            )
+            if len(self._levels) >= _MAX_LEVELS:
+                self._levels.clear()
+            self._levels[key] = (count, level)
+        return level
 
     def build_index(self) -> Iterator[tuple[int, int]]:
         """Build the missing segments of an approximate index.
@@ -184,6 +215,7 @@ class EmbeddingIndex:
 
     def _clear_cache(self) -> None:
         self._index = self._surprise = None
+        self._levels.clear()
 
 
 def check_options(

@@ -145,6 +145,9 @@ class Hit(Record):
     """Score; higher is better. Scores are comparable within one search only."""
     explanation: Explanation | None = field(default=None, kw_only=True)
     """Parts of the score; None unless the search was called with `explain`."""
+    relevance: float | None = field(default=None, kw_only=True)
+    """Relevance from 0 to 1, comparable between searches (`memory/bank/search/relevance.py`); None unless the
+    search was called with `explain` or `min_relevance`."""
     superseded_by: str | None = field(default=None, kw_only=True)
     """Id of a newer hit that says what is true now; None if the rule of `memory/bank/search/changes.py` finds
     none. That hit stands before this one."""
@@ -290,6 +293,14 @@ def check_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
     if any(not part or "\x1f" in part for part in namespace):
         raise ValueError(f"namespace={namespace!r}: every part must be non-empty and without U+001F")
     return tuple(namespace)
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise TypeError or ValueError unless the value is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r:.80}: pass a number from 0 to 1")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value}: must be from 0 to 1")
 
 
 def check_count(name: str, count: int, minimum: int) -> int:

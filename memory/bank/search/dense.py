@@ -91,14 +91,16 @@ class Scan(ABC):
         self.count = count
         """Number of accepted records."""
         sample = sample.astype(np.float64, copy=False)
-        self._mean = float(sample.mean()) if len(sample) else 0.0
+        self.mean = float(sample.mean()) if len(sample) else 0.0
+        """Mean of the cosines of the accepted records."""
         # One pass is accurate enough for numbers from -1 to 1.
         square = sample @ sample / len(sample) if len(sample) else 1.0
-        self._deviation = math.sqrt(max(square - self._mean**2, 0.0))
+        self.deviation = math.sqrt(max(square - self.mean**2, 0.0))
+        """Standard deviation of these cosines."""
 
     def deviations(self, cosines: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
         """Return the z-scores of cosines in the distribution of the cosines of all accepted records."""
-        return (cosines - self._mean) / max(self._deviation, _MIN_DEVIATION)
+        return (cosines - self.mean) / max(self.deviation, _MIN_DEVIATION)
 
     @abstractmethod
     def cosines(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:

@@ -30,6 +30,7 @@ _DATE_WEIGHT = 0.8  # below 1: a text that names a day is nearer to the day than
 _FIELDS = (Field.TEXT, Field.DATE, Field.TITLE, Field.SPEAKER)
 NEIGHBOUR_SHARE = 0.3
 """Share of its score above half the best score that a turn adds to the previous and to the next turn."""
+_MIN_EVIDENCE_RARITY = 0.1
 _MIN_RARITY = 1e-6  # rarity of a word in more than half of the records
 
 
@@ -42,38 +43,60 @@ class KeywordMatches(NamedTuple):
     """Scores by BM25F."""
     scores_without_date: Float[np.ndarray, "M"]
     """Scores without the words of a record's date, which say nothing of the turns before and after."""
+    evidence: Float[np.ndarray, "M"]
+    """Scores with the rarities of `min_records` records or more."""
     rows: list[Row]
     """Rows of the best matches, and of the best sums of a match and its neighbours, in any order."""
 
-    def of(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "2 R"]:
-        """Return `scores` and `scores_without_date` of records; 0 for a record without a word."""
+    def of(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "3 R"]:
+        """Return `scores`, `scores_without_date` and `evidence` of records; 0 for a record without a word."""
         if not len(self.numbers):
-            return np.zeros((2, len(numbers)))
+            return np.zeros((3, len(numbers)))
         places = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        scores = np.stack([self.scores[places], self.scores_without_date[places]])
+        scores = np.stack([self.scores[places], self.scores_without_date[places], self.evidence[places]])
         return np.where(self.numbers[places] == numbers, scores, 0.0)
 
 
 def match_keywords(
-    connection: sqlite3.Connection, query: str, filter: Filter, count: int, min_rarity: float
+    connection: sqlite3.Connection,
+    query: str,
+    filter: Filter,
+    count: int,
+    min_rarity: float,
+    min_records: int = 0,
 ) -> KeywordMatches:
     """Return the keyword scores of a query, and the rows of the best valid matches.
 
     At least `count` rows are returned, or all valid matches if there are fewer. Of records with equal scores
     the newest are returned. Scores are divided by the root of the sum of the rarities of the query's words. A
     sum below 1 divides without the root, and is at least `min_rarity`.
+
+    Args:
+        connection: Connection to the bank's file.
+        query: Words or a question.
+        filter: Filter on records.
+        count: Least number of rows.
+        min_rarity: Least sum of rarities.
+        min_records: Least number of records for the rarities of `evidence`; 0 leaves the evidence at 0.
     """
     index = WordIndex(connection)
     denominators = 1 - _LENGTH_SHARE + _LENGTH_SHARE * LENGTHS / index.mean_length
     scores = np.zeros((2, index.size))  # of all fields, and without dates
-    total_rarity = 0.0
+    evidence = np.zeros(index.size if min_records else 0)
+    total_rarity = evidence_rarity = 0.0
     for term in query_terms(query):
         postings = {field: entries for field, entries in index.read(term).items() if field in _FIELDS}
         positions, *frequencies = _weigh(postings, denominators)
         rarity = _rarity(len(positions), index.records)
         total_rarity += rarity
         for one, frequency in zip(scores, frequencies, strict=True):
-            one[positions] += rarity * (_SATURATION + 1) * frequency / (frequency + _SATURATION)
+            one[positions] += rarity * _saturate(frequency)
+        if min_records:
+            rarity = _rarity(len(positions), max(index.records, min_records))
+            evidence_rarity += rarity
+            evidence[positions] += (
+                rarity * (_SATURATION + 1) * frequencies[0] / (frequencies[0] + _SATURATION)
+            )
     is_accepted = _scope_mask(index, filter)
     positions = np.flatnonzero(scores[0] if is_accepted is None else (scores[0] > 0) & is_accepted)
     numbers = index.numbers(positions)
@@ -92,7 +115,9 @@ def match_keywords(
         return newest_first[np.unique(np.concatenate(ranking))].tolist()
 
     rows = select_enough(connection, find_best, filter, count)
-    return KeywordMatches(numbers, scores[0, positions], scores[1, positions], rows)
+    evidence = evidence[positions] if min_records else np.zeros(len(positions))
+    evidence /= math.sqrt(max(evidence_rarity, _MIN_EVIDENCE_RARITY))
+    return KeywordMatches(numbers, scores[0, positions], scores[1, positions], evidence, rows)
 
 
 def _weigh(
@@ -122,6 +147,10 @@ def _weigh(
     ]
     all_fields, others = (np.bincount(places, np.concatenate(parts)) for parts in (frequencies, without_date))
     return positions, all_fields, others
+
+
+def _saturate(frequency: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+    return (_SATURATION + 1) * frequency / (frequency + _SATURATION)
 
 
 def _scope_mask(index: WordIndex, filter: Filter) -> Bool[np.ndarray, "S"] | None:

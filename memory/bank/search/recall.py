@@ -30,6 +30,7 @@ from scrubjay.memory.bank.record import Explanation
 from scrubjay.memory.bank.search.candidates import Candidates, Filter, Row, neighbours, select_enough
 from scrubjay.memory.bank.search.dense import Scan
 from scrubjay.memory.bank.search.keyword import NEIGHBOUR_SHARE, match_keywords
+from scrubjay.memory.bank.search.relevance import MIN_RECORDS, QuestionLevel, relevance
 
 _MEANING_WEIGHT = 0.65
 _MIN_RARITY = 0.1  # with embeddings; words in most records then count as no match
@@ -48,6 +49,8 @@ class RankedRecord(NamedTuple):
     score: float
     explanation: Explanation | None
     """Parts of the score; None unless requested."""
+    relevance: float | None = None
+    """Relevance from 0 to 1; None unless requested."""
 
 
 def recall(
@@ -60,6 +63,7 @@ def recall(
     k: int,
     explain: bool,
     extra: int = 0,
+    level: QuestionLevel | None = None,
 ) -> list[RankedRecord]:
     """Return the `k` best records and the `extra` next ones, best first; ties: newest first.
 
@@ -73,10 +77,12 @@ def recall(
         k: Maximum number of records.
         explain: Return the parts of each score.
         extra: Number of further records. They do not change the `k` best ones.
+        level: Level of cosines from which the relevance of each record is computed; None computes none.
     """
     depth = max(_DEPTH * k, _MIN_DEPTH)
     min_rarity = 0.0 if scan is None else _MIN_RARITY
-    matches = match_keywords(connection, query, filter, max(_MATCHES * k, _MIN_MATCHES), min_rarity)
+    count, min_records = max(_MATCHES * k, _MIN_MATCHES), 0 if level is None else MIN_RECORDS
+    matches = match_keywords(connection, query, filter, count, min_rarity, min_records)
     rows = matches.rows
     lenders = list(rows)
     if scan is not None:
@@ -86,7 +92,7 @@ def recall(
         rows += near_rows
     candidates = Candidates.from_rows([*rows, *neighbours(connection, lenders, rows, filter)])
     numbers = candidates.numbers.tolist()
-    w, w_without_date = matches.of(candidates.numbers)
+    w, w_without_date, evidence = matches.of(candidates.numbers)
     cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(candidates.numbers)
     z = np.zeros(len(w))
     if scan is not None:
@@ -97,7 +103,8 @@ def recall(
     importance = _MAX_BONUS * (2 * candidates.importance - 1)
     score = w + z + from_neighbours + recency + importance
     best_indices = _best_indices(score, candidates.numbers, k + extra)
-    if not explain:
+    relevances = None if level is None else relevance(evidence, None if scan is None else cosines, level)
+    if not explain and relevances is None:
         return [RankedRecord(numbers[i], float(score[i]), None) for i in best_indices]
     return [
         RankedRecord(
@@ -112,19 +119,29 @@ def recall(
                 from_neighbours=float(from_neighbours[i]),
                 recency=float(recency[i]),
                 importance=float(importance[i]),
-            ),
+            )
+            if explain
+            else None,
+            None if relevances is None else float(relevances[i]),
         )
         for i in best_indices
     ]
 
 
-def rank_by_cosine(connection: sqlite3.Connection, scan: Scan, filter: Filter, k: int) -> list[RankedRecord]:
-    """Return the `k` records with the largest cosines; ties: newest first. The cosines are the scores."""
+def rank_by_cosine(
+    connection: sqlite3.Connection, scan: Scan, filter: Filter, k: int, level: QuestionLevel | None = None
+) -> list[RankedRecord]:
+    """Return the `k` records with the largest cosines; ties: newest first. The cosines are the scores.
+
+    The relevance is computed if `level` is not None.
+    """
     near_numbers = _numbers(_nearest_rows(connection, scan, filter, k)[:k])
+    cosines = scan.cosines(near_numbers)
+    relevances = [None] * len(cosines) if level is None else relevance(None, cosines, level).tolist()
     return [
-        RankedRecord(number, cosine, Explanation(None, rank, cosine, 0.0, cosine, 0.0, 0.0, 0.0))
-        for rank, (number, cosine) in enumerate(
-            zip(near_numbers.tolist(), scan.cosines(near_numbers).tolist(), strict=True), 1
+        RankedRecord(number, cosine, Explanation(None, rank, cosine, 0.0, cosine, 0.0, 0.0, 0.0), one)
+        for rank, (number, cosine, one) in enumerate(
+            zip(near_numbers.tolist(), cosines.tolist(), relevances, strict=True), 1
         )
     ]
 

@@ -155,6 +155,21 @@ def test_only_whole_records_within_the_budget_and_a_note_of_the_rest(bank):
         BankMiddleware(bank, token_budget=5)
 
 
+def test_nothing_is_added_when_nothing_is_relevant(bank):
+    for text in ("Ada lives in Rome.", "Ada likes tea.", "Ada has a cat."):
+        bank.add(text, namespace=ADA, merge=False)
+    for question, least, has_memory in (
+        ("Where does Ada live?", 0.02, True),
+        ("What is the capital of France?", 0.02, False),
+        ("Where does Ada live?", 1.0, False),
+    ):
+        graph, model = agent(bank, "Ok.", roles=("user",), min_relevance=least)
+        graph.invoke(ask(question))
+        assert ("Ada lives in Rome." in str(model.prompts[0])) is has_memory
+    with pytest.raises(ValueError, match="min_relevance=2"):
+        BankMiddleware(bank, min_relevance=2)
+
+
 def test_a_summary_is_not_the_users_words(bank):
     summary = HumanMessage("Here is a summary: acorns.", additional_kwargs={"lc_source": "summarization"})
     agent_graph, model = agent(bank, "Fine.")

@@ -303,7 +303,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("memory add {bank} -", stdin=b"\xe9t\xe9"),
         Form(
             "memory search {bank} engines",
-            numbers="--k",
+            numbers="--k --min-relevance",
             names="--kinds --namespace --trusts --at --by --explain --json --embeddings --foreign --where "
             "--since --until",
         ),

@@ -37,7 +37,9 @@ def test_what_is_added_is_found_explained_shown_and_forgotten(here):
     code, out, _ = here("memory", "search", "m.db", "Where does Vera live?", "--explain")
     assert code == 0
     assert ids(out) == [added_id.strip()]
-    heading, text, why = out.splitlines()
+    heading, text, why, relevance = out.splitlines()
+    assert 0.02 < float(relevance.split()[1]) < 1
+    assert here("memory", "search", "m.db", "Where does Vera live?", "--min-relevance", "0.99")[1] == ""
     assert heading.split()[2:] == ["knowledge", *heading.split()[3:5], "user"]
     assert text.strip() == "Vera lives in Lisbon"
     assert "keyword_rank 1" in why
