@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from functools import wraps
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from types import CoroutineType
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
@@ -44,24 +42,12 @@ from scrubjay.agents.langchain.checkpoints import (
     read_checkpoint,
 )
 from scrubjay.agents.langchain.serializer import StrictSerializer
+from scrubjay.memory.bank.asynchronous import in_thread
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.record import check_count
 
-_T = TypeVar("_T")
-_P = ParamSpec("_P")
 _PAGE_SIZE = 64  # checkpoints per read of an asynchronous listing
 _STRATEGIES = ("keep_latest", "delete")
-
-
-def _in_thread(method: Callable[_P, _T]) -> Callable[_P, CoroutineType[Any, Any, _T]]:
-    """Return the asynchronous form of `method`, which runs it in a worker thread."""
-
-    @wraps(method)
-    async def run(*arguments: _P.args, **options: _P.kwargs) -> _T:
-        checkpointer, *others = arguments
-        return await run_in_executor(None, getattr(checkpointer, method.__name__), *others, **options)
-
-    return run
 
 
 class Checkpointer(BaseCheckpointSaver[str]):
@@ -305,13 +291,13 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 )
         self._store.erase_traces()
 
-    aget_tuple = _in_thread(get_tuple)
-    aput = _in_thread(put)
-    aput_writes = _in_thread(put_writes)
-    adelete_thread = _in_thread(delete_thread)
-    adelete_for_runs = _in_thread(delete_for_runs)
-    acopy_thread = _in_thread(copy_thread)
-    aprune = _in_thread(prune)
+    aget_tuple = in_thread(get_tuple)
+    aput = in_thread(put)
+    aput_writes = in_thread(put_writes)
+    adelete_thread = in_thread(delete_thread)
+    adelete_for_runs = in_thread(delete_for_runs)
+    acopy_thread = in_thread(copy_thread)
+    aprune = in_thread(prune)
 
     async def alist(
         self,

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from scrubjay.memory.bank.asynchronous import in_thread, iterate_in_thread
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.duplicates import prepare_draft, write_drafts
 from scrubjay.memory.bank.embedding_index import EmbeddingIndex, check_options
@@ -396,8 +397,22 @@ class MemoryBank(LifeCycle, Succession, Owner):
         if self._embedding_index is not None:
             yield from self._embedding_index.build_index()
 
+    aadd = in_thread(add)
+    aadd_document = in_thread(add_document)
+    adraft = in_thread(draft)
+    aembed_drafts = in_thread(embed_drafts)
+    awrite = in_thread(write)
+    asearch = in_thread(search)
+    abuild_index = iterate_in_thread(1)(build_index)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from scrubjay.memory.bank.asynchronous import in_thread, iterate_in_thread
 from scrubjay.memory.bank.duplicates import compute_fingerprint
 from scrubjay.memory.bank.embedding_index import EmbeddingIndex
 from scrubjay.memory.bank.file.store import Store
@@ -310,6 +311,18 @@ class LifeCycle:
     def close(self) -> None:
         """Close the file."""
         self._store.close()
+
+    aget = in_thread(get)
+    arecent = in_thread(recent)
+    asayings = in_thread(sayings)
+    aexport = iterate_in_thread(BATCH)(export)
+    arestore = in_thread(restore)
+    aupdate = in_thread(update)
+    ahistory = in_thread(history)
+    anamespaces = in_thread(namespaces)
+    acount = in_thread(count)
+    aforget = in_thread(forget)
+    aclose = in_thread(close)
 
     def __len__(self) -> int:
         """Return the number of records, expired records included."""

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from scrubjay.memory.bank.asynchronous import in_thread, iterate_in_thread
 from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.store import Store, has_tables
 from scrubjay.memory.bank.index import forget
@@ -72,6 +73,9 @@ class Owner:
             counts = {table: count + batch[table] for table, count in counts.items()}
         self._store.erase_traces()
         return counts
+
+    aexport_owner = iterate_in_thread(BATCH)(export_owner)
+    aerase_owner = in_thread(erase_owner)
 
 
 def _check_owner(namespace: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 
+from scrubjay.memory.bank.asynchronous import in_thread
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.record import COLUMNS, TRUSTS, Record, check_id, record_fields
 
@@ -101,6 +102,10 @@ class Succession:
                         records[neighbour.id] = neighbour
                         waiting.append(neighbour)
         return sorted(records.values(), key=lambda record: record.valid_from or record.observed)
+
+    asupersede = in_thread(supersede)
+    aundo_supersede = in_thread(undo_supersede)
+    asuccession = in_thread(succession)
 
 
 def _read(connection: sqlite3.Connection, id: str, foreign: bool) -> Record:
