@@ -55,5 +55,5 @@ def _find(method: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..
 def _describe(run: Any, method: Callable[..., Any]) -> Any:
     run.__name__ = f"a{method.__name__}"
     run.__qualname__ = f"{method.__qualname__.removesuffix(method.__name__)}{run.__name__}"
-    run.__doc__ = f"Asynchronous form of `{method.__name__}`."
+    run.__doc__ = f"Asynchronous form; arguments and errors are those of `{method.__name__}`."
     return run

@@ -25,7 +25,7 @@ def test_every_public_method_has_an_asynchronous_form_with_its_parameters():
         method, other = getattr(MemoryBank, name), getattr(MemoryBank, f"a{name}")
         assert inspect.signature(method) == inspect.signature(other)
         assert other.__name__ == f"a{name}"
-        assert other.__doc__ == f"Asynchronous form of `{name}`."
+        assert other.__doc__ == f"Asynchronous form; arguments and errors are those of `{name}`."
 
 
 async def test_a_life_cycle_without_a_blocking_call(tmp_path):
