@@ -342,19 +342,20 @@ class MemoryBank(LifeCycle, Succession, Owner):
         filter = dataclasses.replace(
             filter, at=now if at is None else to_seconds(at, "at"), needs_observation=at is not None
         )
-        vector, dense_weight = None, 0.0
+        vector, questions, dense_weight = None, None, 0.0
         if embedding_index is not None:
             # A search by meaning alone does not need the model's fluency in the script.
             dense_weight = 0.0 if by else self._dense_weight * embedding_index.fluency(query)
             vector = embedding_index.embed_query(query, alone=by is not None)
+            questions = embedding_index.embed_questions(query) if has_relevance else None
         depth = k if rerank is None else max(k, DEPTH)
         extra = EXTRA_HITS if changes and rerank is None else 0
         with self._store.reading() as connection:
             scan, level = None, QuestionLevel(0.0, 1.0) if has_relevance else None
             if embedding_index is not None and vector is not None:
                 scan = embedding_index.scan(connection, vector, filter.allows)
-                if has_relevance:
-                    level = embedding_index.question_level(connection, query, filter, scan.count)
+                if questions is not None:
+                    level = embedding_index.question_level(connection, questions, filter, scan.count)
             if by == "meaning":
                 ranking = (
                     [] if scan is None else rank_by_cosine(connection, scan, filter, depth + extra, level)

@@ -119,26 +119,27 @@ class EmbeddingIndex:
         index.refresh(connection)
         return index.scan(vector, allows)
 
+    def embed_questions(self, query: str) -> Float[np.ndarray, "Q D"]:
+        """Return the vectors of questions in the query's script, for `question_level`; slow at first."""
+        script = script_of(query)
+        script = script if script in question_pairs() else "latin"
+        if script not in self._questions:
+            vectors = [self._embeddings.embed_query(question) for question, _ in question_pairs()[script]]
+            self._questions[script] = normalize_vectors(vectors, len(vectors))
+        return self._questions[script]
+
     def question_level(
-        self, connection: sqlite3.Connection, query: str, filter: Filter, count: int
+        self, connection: sqlite3.Connection, questions: Float[np.ndarray, "Q D"], filter: Filter, count: int
     ) -> QuestionLevel:
-        """Return the level of cosines of questions that the records do not answer, in the query's script.
+        """Return the level of cosines of questions that the records do not answer.
 
         It is computed again when the number of accepted records, `count`, has changed by more than a
         twentieth.
         """
-        script = script_of(query)
-        script = script if script in question_pairs() else "latin"
-        if script not in self._questions:
-            texts = [question for question, _ in question_pairs()[script]]
-            vectors = [self._embeddings.embed_query(text) for text in texts]
-            self._questions[script] = normalize_vectors(vectors, len(texts))
-        key = (script, filter.namespace, filter.kinds)
+        key = (id(questions), filter.namespace, filter.kinds)
         old_count, level = self._levels.get(key, (-1, QuestionLevel(0.0, 1.0)))
         if abs(count - old_count) > count / 20 or old_count < 0:
-            level = question_level(
-                self.scan(connection, vector, filter.allows) for vector in self._questions[script]
-            )
+            level = question_level(self.scan(connection, vector, filter.allows) for vector in questions)
             if len(self._levels) >= _MAX_LEVELS:
                 self._levels.clear()
             self._levels[key] = (count, level)

@@ -94,9 +94,7 @@ def match_keywords(
         if min_records:
             rarity = _rarity(len(positions), max(index.records, min_records))
             evidence_rarity += rarity
-            evidence[positions] += (
-                rarity * (_SATURATION + 1) * frequencies[0] / (frequencies[0] + _SATURATION)
-            )
+            evidence[positions] += rarity * _saturate(frequencies[0])
     is_accepted = _scope_mask(index, filter)
     positions = np.flatnonzero(scores[0] if is_accepted is None else (scores[0] > 0) & is_accepted)
     numbers = index.numbers(positions)
