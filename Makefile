@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories pages ray recurrences resets segments \
 	teams throughput titans
 
-.PHONY: always help demo test test-slow test-ci test-all test-rough fuzz lint format type bench bench-gpu scoreboard docs docs-check clean
+.PHONY: always help memory-gym demo test test-slow test-ci test-all test-rough fuzz lint format type bench bench-gpu scoreboard docs docs-check clean
 
 help:
 	@echo "make demo        train the demo and draw its curve (a minute or two after the installation)"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint type   style, import layers, types"
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
 	@echo "make bench-gpu   check the Triton kernels on this GPU, time them and rewrite experiments/bench/gpu.md"
+	@echo "make memory-gym  install Memory Gym without the old gymnasium that it requires"
 	@echo "make scoreboard  train all memories and RecurrentPPO on outside tasks (many hours); ARGS=--help lists the options"
 	@echo "make docs        build the site into docs/site, tutorials run (some minutes)"
 	@echo "make docs-check  run the snippets of README and the pages in docs, check links and spelling"
@@ -43,6 +44,10 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 $(VENV)/.installed-scoreboard: $(VENV)/.installed-bench
 	$(BIN)/pip install --disable-pip-version-check --editable '.[bench,popgym]' 'minigrid>=3' 'bsuite>=0.3.6' 'gymnasium[mujoco]'
 	touch $@
+
+# Memory Gym requires gymnasium 0.29, but runs with the present one.
+memory-gym: $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check --no-deps memory-gym pygame
 
 demo: $(VENV)/.installed
 	$(BIN)/scrubjay demo
