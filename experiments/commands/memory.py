@@ -57,6 +57,8 @@ class AddOptions:
     """Id of the record that the new record replaces."""
     importance: float = 0.5
     """Importance, from 0 to 1."""
+    ttl: float | None = None
+    """Days until the record is deleted; default: never."""
     consolidate: str | None = None
     """Model that compares the text with the most similar records. It decides to add the text, to update or
     end a record, or to ignore the text. Choose "smollm2", a folder, a GGUF file, or provider:name. See also
@@ -67,6 +69,8 @@ class AddOptions:
 
 def add(options: AddOptions) -> int:
     """Add one record."""
+    if options.consolidate is not None and options.ttl is not None:
+        raise ValueError("--ttl and --consolidate cannot be combined: the model may change another record")
     if options.consolidate is not None and options.supersedes is not None:
         raise ValueError(
             "--supersedes and --consolidate cannot be combined: with --consolidate the model decides"
@@ -85,7 +89,7 @@ def add(options: AddOptions) -> int:
         if decide is not None:
             print_decision(Consolidation(bank, decide).add(text, **fields))
         else:
-            print(bank.add(text, supersedes=options.supersedes, **fields))
+            print(bank.add(text, supersedes=options.supersedes, ttl=options.ttl, **fields))
     return 0
 
 
@@ -139,6 +143,8 @@ class SearchOptions(RecordFilter):
     """Search only by meaning or only by words; default: both."""
     changes: bool = True
     """Put a newer fact before the one that it replaces, and mark the older one."""
+    half_life: float | None = None
+    """Days in which the score of a record halves; default: time only breaks ties."""
     min_relevance: float | None = None
     """Print only matches of at least this relevance, from 0 to 1, such as 0.03."""
     explain: bool = False
@@ -158,6 +164,7 @@ def search(options: SearchOptions) -> int:
             trusts=options.trusts or None,
             by=options.by,
             changes=options.changes,
+            half_life=options.half_life,
             min_relevance=options.min_relevance,
             **options.conditions(),
         )

@@ -26,17 +26,21 @@ from scrubjay.memory.bank.embedding_index import EmbeddingIndex, check_options
 from scrubjay.memory.bank.embedding_model import Embeddings
 from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.store import Store, select
+from scrubjay.memory.bank.index import forget, read_expired
 from scrubjay.memory.bank.life_cycle import LifeCycle
 from scrubjay.memory.bank.owner import Owner
 from scrubjay.memory.bank.record import (
     COLUMNS,
+    DAY,
     KINDS,
+    LAST_TIME,
     TRUSTS,
     Draft,
     Hit,
     Time,
     check_choice,
     check_count,
+    check_days,
     check_fraction,
     check_id,
     check_length,
@@ -54,6 +58,7 @@ from scrubjay.memory.bank.search.completeness import complete_marks, complete_wo
 from scrubjay.memory.bank.search.recall import rank_by_cosine, recall
 from scrubjay.memory.bank.search.relevance import QuestionLevel
 from scrubjay.memory.bank.search.rerank import DEPTH, Reranker, check_reranker, rerank_hits
+from scrubjay.memory.bank.serialization import BATCH
 from scrubjay.memory.bank.succession import Succession
 
 if TYPE_CHECKING:
@@ -125,6 +130,7 @@ class MemoryBank(LifeCycle, Succession, Owner):
         trust: str = "user",
         supersedes: str | None = None,
         merge: bool = True,
+        ttl: float | None = None,
         **provenance: Any,
     ) -> str:
         """Store a text and return the id of its record. A crash of the process does not lose the record.
@@ -144,6 +150,8 @@ class MemoryBank(LifeCycle, Succession, Owner):
             merge: If an existing record already says the same, merge the text into that record and return its
                 id. The record must have the same namespace, kind, trust and validity. False stores every text
                 as a separate record, for example to log a conversation.
+            ttl: Time to live in days, from now. Searches then no longer find the record, and the next write
+                or `expire` deletes it. Such a record is not merged.
             provenance: JSON-serializable metadata.
 
         Raises:
@@ -160,6 +168,7 @@ class MemoryBank(LifeCycle, Succession, Owner):
             trust,
             supersedes,
             merge,
+            ttl,
             **provenance,
         )
         return self.write(self.embed_drafts([draft]))[0]
@@ -176,6 +185,7 @@ class MemoryBank(LifeCycle, Succession, Owner):
         trust: str = "user",
         supersedes: str | None = None,
         merge: bool = True,
+        ttl: float | None = None,
         **provenance: Any,
     ) -> Draft:
         """Return the validated draft that `add` would write; arguments and errors are those of `add`."""
@@ -186,6 +196,11 @@ class MemoryBank(LifeCycle, Succession, Owner):
         now = to_seconds(moment, "clock()")
         start = None if valid_from is None else to_seconds(valid_from, "valid_from")
         end = None if valid_to is None else to_seconds(valid_to, "valid_to")
+        expires = None
+        if ttl is not None:
+            check_days("ttl", ttl)
+            expires = min(now + DAY * ttl, LAST_TIME)
+            end = expires if end is None else min(end, expires)
         if start is not None and end is not None and start >= end:
             raise ValueError(
                 f"valid_from={valid_from}, valid_to={valid_to}: valid_to must be after valid_from"
@@ -202,8 +217,9 @@ class MemoryBank(LifeCycle, Succession, Owner):
             valid_to=end,
             importance=0.5 if importance is None else float(importance),
             supersedes=None if supersedes is None else check_id("supersedes", supersedes),
-            merge=merge and supersedes is None,
+            merge=merge and supersedes is None and ttl is None,
             zone=time_zone(moment),
+            expires=expires,
         )
 
     def embed_drafts(self, drafts: list[Draft]) -> list[Draft]:
@@ -228,7 +244,13 @@ class MemoryBank(LifeCycle, Succession, Owner):
         with self._store.writing() as connection:
             if self._embedding_index is not None and drafts[0].vector is not None:
                 self._embedding_index.note_dimension(connection, drafts[0].vector)
-            return write_drafts(connection, drafts, self.foreign)
+            ids = write_drafts(connection, drafts, self.foreign)
+            expired_ids = read_expired(connection, drafts[0].created, BATCH)
+            for id in expired_ids:
+                forget(connection, id, self._store.path)
+        if expired_ids:
+            self._store.erase_traces()
+        return ids
 
     def add_document(
         self,
@@ -290,6 +312,7 @@ class MemoryBank(LifeCycle, Succession, Owner):
         changes: bool = True,
         rerank: Reranker | None = None,
         min_relevance: float | None = None,
+        half_life: float | None = None,
     ) -> list[Hit]:
         """Return up to `k` records that are valid now or at the time `at`, best first.
 
@@ -316,6 +339,8 @@ class MemoryBank(LifeCycle, Succession, Owner):
                 the best 50 hits, or the best `k` (`memory/bank/search/rerank.py`).
             min_relevance: Least relevance of a hit, from 0 to 1, such as 0.03
                 (`memory/bank/search/relevance.py`). With embeddings, the search takes longer.
+            half_life: Days in which the score of a record halves, counted from its last statement. By default
+                recency only breaks ties.
 
         Raises:
             ValueError, TypeError: if k < 1, if a kind, trust or `by` is unknown, if `at` is not a time, if
@@ -330,6 +355,10 @@ class MemoryBank(LifeCycle, Succession, Owner):
             check_reranker(rerank)
         if min_relevance is not None:
             check_fraction("min_relevance", min_relevance)
+        if half_life is not None:
+            check_days("half_life", half_life)
+            if by == "meaning":
+                raise ValueError("half_life with by='meaning', which ranks by cosine alone; omit one of them")
         has_relevance = explain or min_relevance is not None
         embedding_index = self._embedding_index if query.strip() and by != "words" else None
         if by == "meaning" and self._embedding_index is None:
@@ -361,8 +390,9 @@ class MemoryBank(LifeCycle, Succession, Owner):
                     [] if scan is None else rank_by_cosine(connection, scan, filter, depth + extra, level)
                 )
             else:
+                seconds = None if half_life is None else half_life * DAY
                 ranking = recall(
-                    connection, query, scan, dense_weight, filter, now, depth, explain, extra, level
+                    connection, query, scan, dense_weight, filter, now, depth, explain, extra, level, seconds
                 )
             rows = select(connection, f"number, {COLUMNS}", [number for number, *_ in ranking])
             fields = self._hit_fields(rows, {number for number, *_ in ranking[:depth]})

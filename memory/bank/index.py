@@ -84,7 +84,8 @@ def replace_text(
     connection.execute("UPDATE records SET id = ? WHERE number = ?", (temporary_id, number))
     columns = {"id": id, "renewed": draft.created, "chunk": chunk, "place": place}
     new_number = insert(connection, draft, fingerprint, columns)
-    connection.execute("UPDATE history SET number = ? WHERE number = ?", (new_number, number))
+    for table in ("history", "expiries"):
+        connection.execute(f"UPDATE {table} SET number = ? WHERE number = ?", (new_number, number))
     connection.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (new_number, text, observed, draft.created))
     connection.execute(
         "INSERT INTO history SELECT ?, text, observed, ? FROM sayings WHERE number = ? ORDER BY rowid",
@@ -141,7 +142,17 @@ def insert(
     )
     if draft.vector is not None:
         connection.execute("INSERT INTO vectors VALUES (?, ?)", (number, draft.vector.tobytes()))
+    if draft.expires is not None:
+        connection.execute("INSERT INTO expiries VALUES (?, ?)", (number, draft.expires))
     return number
+
+
+def read_expired(connection: sqlite3.Connection, now: float, count: int) -> list[str]:
+    """Return the ids of up to `count` records whose time to live has passed."""
+    rows = connection.execute(
+        "SELECT id FROM expiries JOIN records USING (number) WHERE time <= ? LIMIT ?", (now, count)
+    )
+    return [id for (id,) in rows]
 
 
 def forget(connection: sqlite3.Connection, id: str, bank: str) -> bool:

@@ -12,7 +12,7 @@ from scrubjay.memory.bank.asynchronous import in_thread, iterate_in_thread
 from scrubjay.memory.bank.duplicates import compute_fingerprint
 from scrubjay.memory.bank.embedding_index import EmbeddingIndex
 from scrubjay.memory.bank.file.store import Store
-from scrubjay.memory.bank.index import forget, read_draft, read_versions, replace_text
+from scrubjay.memory.bank.index import forget, read_draft, read_expired, read_versions, replace_text
 from scrubjay.memory.bank.record import (
     COLUMNS,
     FOREIGN_TRUST,
@@ -279,6 +279,20 @@ class LifeCycle:
             self._store.erase_traces()
         return count
 
+    def expire(self) -> int:
+        """Delete the records whose time to live has passed; return their number.
+
+        Every write deletes up to 500 of them.
+        """
+        now, count, ids = to_seconds(self._clock(), "clock()"), 0, [""]
+        while ids:
+            with self._store.writing() as connection:
+                ids = read_expired(connection, now, BATCH)
+                count += sum(forget(connection, id, self._store.path) for id in ids)
+        if count:
+            self._store.erase_traces()
+        return count
+
     def _filter(
         self,
         namespace: Sequence[str] | None,
@@ -322,6 +336,7 @@ class LifeCycle:
     anamespaces = in_thread(namespaces)
     acount = in_thread(count)
     aforget = in_thread(forget)
+    aexpire = in_thread(expire)
     aclose = in_thread(close)
 
     def __len__(self) -> int:

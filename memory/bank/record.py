@@ -37,13 +37,15 @@ COLUMNS = (
 """Columns of the table of records that form a `Record`."""
 _COLUMNS = COLUMNS.split(", ")
 
+DAY = 86400.0
+"""Seconds of a day."""
 Time = datetime | date | str | float
 """Point in time: a datetime, a date (its start), an ISO 8601 text such as "2025-06-01" or
 "2025-06-01T08:30+02:00", or seconds since 1970. The time zone is UTC unless the value names another."""
 # `fromisoformat` takes any character as the separator, also a digit, and ignores a null character at the end.
 _ISO_TIME = re.compile(r"(?:\d{4}-\d\d-\d\d|\d{8}|\d{4}-?W\d\d(?:-?\d)?)(?:[Tt ][\d:.,+Zz-]+)?", re.ASCII)
 _FIRST = datetime.min.replace(tzinfo=UTC).timestamp()
-_LAST = math.nextafter(
+LAST_TIME = math.nextafter(
     datetime.max.replace(tzinfo=UTC).timestamp(), 0
 )  # the maximum itself would round into year 10000
 
@@ -215,6 +217,8 @@ class Draft(NamedTuple):
     """Time zone of the date that the keyword index stores for the record."""
     fingerprint: Fingerprint | None = None
     """Index data; None before it is computed."""
+    expires: float | None = None
+    """Time at which the record is to be deleted; None for never."""
 
 
 DRAFT_COLUMNS = Draft._fields[:11]
@@ -233,7 +237,7 @@ def to_seconds(moment: Time, name: str) -> float:
         moment = datetime.combine(moment, time.min)
     if isinstance(moment, datetime):
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        return min(max(seconds, _FIRST), _LAST)
+        return min(max(seconds, _FIRST), LAST_TIME)
     if isinstance(moment, bool) or not isinstance(moment, int | float):
         raise TypeError(
             f"{name}={moment!r}: pass a datetime, a date, a text such as '2026-11-26', or seconds since 1970"
@@ -301,6 +305,14 @@ def check_fraction(name: str, value: float) -> None:
         raise TypeError(f"{name}={value!r:.80}: pass a number from 0 to 1")
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value}: must be from 0 to 1")
+
+
+def check_days(name: str, days: float) -> None:
+    """Raise TypeError or ValueError unless the value is a positive number of days."""
+    if isinstance(days, bool) or not isinstance(days, int | float):
+        raise TypeError(f"{name}={days!r:.80}: pass a number of days")
+    if not 0 < days < math.inf:
+        raise ValueError(f"{name}={days}: must be a positive number of days")
 
 
 def check_count(name: str, count: int, minimum: int) -> int:

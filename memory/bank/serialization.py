@@ -87,6 +87,8 @@ def read_rows(
                 "SELECT text, observed, provenance FROM sayings WHERE number = ? ORDER BY rowid", (number,)
             )
         ]
+        expiry = connection.execute("SELECT time FROM expiries WHERE number = ?", (number,)).fetchone()
+        row["expires"] = None if expiry is None else expiry[0]
         row["history"] = [
             {"text": text, "observed": observed, "end": end}
             for text, observed, end in connection.execute(
@@ -162,7 +164,7 @@ def build_draft(row: Mapping[str, Any], vector: Any, zone: tzinfo, foreign: bool
     fields["namespace"] = join_namespace(tuple(row["namespace"]))
     fields["provenance"] = encode_provenance(row["provenance"])
     fields["trust"] = read_trust(row["trust"], foreign)
-    draft = Draft(**fields, merge=False, vector=vector, zone=zone)
+    draft = Draft(**fields, merge=False, vector=vector, zone=zone, expires=row.get("expires"))
     return draft._replace(fingerprint=compute_fingerprint(draft))
 
 
@@ -195,6 +197,8 @@ def check_row(row: Any) -> None:
         _check(saying, "text", _is_text)
         _check_moment(saying, "observed")
         encode_provenance(saying["provenance"])
+    if row.get("expires") is not None:  # an export of an earlier version has none
+        _check_moment(row, "expires")
     history = row.get("history", [])  # an export of an earlier version has none
     _check({"history": history}, "history", lambda value: isinstance(value, list))
     for version in history:

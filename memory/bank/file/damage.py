@@ -61,6 +61,7 @@ _SCHEMA_CHECKS = (
         WHERE typeof(text) != 'text' OR typeof(provenance) != 'text' OR typeof(observed) != 'real')""",
     """SELECT EXISTS (SELECT 1 FROM history
         WHERE typeof(text) != 'text' OR typeof(observed) != 'real' OR typeof(end_time) != 'real')""",
+    "SELECT EXISTS (SELECT 1 FROM expiries WHERE typeof(time) != 'real')",
     "SELECT EXISTS (SELECT 1 FROM vectors WHERE typeof(vector) != 'blob' OR length(vector) % 4)",
     """SELECT COUNT(*) != 3 OR SUM(typeof(value) NOT IN ('integer', 'null')) FROM facts
         WHERE name IN ('deletions', 'dimension', 'unindexed')""",

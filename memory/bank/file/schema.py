@@ -91,6 +91,11 @@ MIGRATIONS: Migrations = (
             end_time REAL NOT NULL)""",
         "CREATE INDEX history_by_record ON history (number)",
     ),
+    (
+        """CREATE TABLE expiries (
+            number INTEGER PRIMARY KEY REFERENCES records ON DELETE CASCADE, time REAL NOT NULL)""",
+        "CREATE INDEX expiries_by_time ON expiries (time)",
+    ),
 )
 """Layouts of the bank's own tables; each entry turns one layout into the next."""
 

@@ -12,7 +12,8 @@
 - s1 and s2 belong to the previous and the next turn of the same conversation. They count because a reply need
   not repeat the words of its question. They leave out words of the date, since each record has the words of
   its own date. Passages of documents and records of other kinds have no adjacent turns.
-- Recency and importance each change the score by at most 0.02: they break ties.
+- Recency and importance each change the score by at most 0.02: they break ties. With a `half_life` the score
+  of a record also halves with each such time since its last statement.
 
 The constants were chosen on eleven public data sets with two embedding models, and compared on twelve others.
 """
@@ -26,7 +27,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scrubjay.kernels.select import best
-from scrubjay.memory.bank.record import Explanation
+from scrubjay.memory.bank.record import DAY, Explanation
 from scrubjay.memory.bank.search.candidates import Candidates, Filter, Row, neighbours, select_enough
 from scrubjay.memory.bank.search.dense import Scan
 from scrubjay.memory.bank.search.keyword import NEIGHBOUR_SHARE, match_keywords
@@ -35,7 +36,7 @@ from scrubjay.memory.bank.search.relevance import MIN_RECORDS, QuestionLevel, re
 _MEANING_WEIGHT = 0.65
 _MIN_RARITY = 0.1  # with embeddings; words in most records then count as no match
 _MAX_BONUS = 0.02
-_HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
+_HALF_LIFE = 30 * DAY  # seconds in which recency halves
 _DEPTH = 4  # nearest records per requested record
 _MIN_DEPTH = 64  # nearest records, before neighbours are added
 _MATCHES = 2  # best matches of words, and best sums with their neighbours, per requested record
@@ -64,6 +65,8 @@ def recall(
     explain: bool,
     extra: int = 0,
     level: QuestionLevel | None = None,
+    half_life: float | None = None,
+    deeper: int = 1,
 ) -> list[RankedRecord]:
     """Return the `k` best records and the `extra` next ones, best first; ties: newest first.
 
@@ -78,17 +81,22 @@ def recall(
         explain: Return the parts of each score.
         extra: Number of further records. They do not change the `k` best ones.
         level: Level of cosines from which the relevance of each record is computed; None computes none.
+        half_life: Seconds in which the score of a record halves; None for no decay.
+        deeper: Factor of the number of candidates.
     """
-    depth = max(_DEPTH * k, _MIN_DEPTH)
+    depth = deeper * max(_DEPTH * k, _MIN_DEPTH)
     min_rarity = 0.0 if scan is None else _MIN_RARITY
-    count, min_records = max(_MATCHES * k, _MIN_MATCHES), 0 if level is None else MIN_RECORDS
+    count, min_records = deeper * max(_MATCHES * k, _MIN_MATCHES), 0 if level is None else MIN_RECORDS
     matches = match_keywords(connection, query, filter, count, min_rarity, min_records)
     rows = matches.rows
     lenders = list(rows)
+    # Largest score of a record that is no candidate, without those of adjacent turns.
+    bound = 0.0 if len(rows) < count else np.sort(matches.of(_numbers(rows))[0])[-count] + 2 * _MAX_BONUS
     if scan is not None:
         near_rows = _nearest_rows(connection, scan, filter, depth)
         z = _MEANING_WEIGHT * dense_weight * scan.deviations(scan.cosines(_numbers(near_rows)))
         lenders += [row for row, value in zip(near_rows, z, strict=True) if value > z.max() / 2]
+        bound += 0.0 if len(near_rows) < depth else max(z[-1], 0.0) + 2 * _MAX_BONUS
         rows += near_rows
     candidates = Candidates.from_rows([*rows, *neighbours(connection, lenders, rows, filter)])
     numbers = candidates.numbers.tolist()
@@ -99,9 +107,29 @@ def recall(
         z = _MEANING_WEIGHT * dense_weight * np.nan_to_num(scan.deviations(cosines))
     excess = np.maximum(w_without_date + z - (w + z).max(initial=0.0) / 2, 0.0)
     from_neighbours = NEIGHBOUR_SHARE * candidates.neighbour_values(excess).sum(axis=0)
-    recency = _MAX_BONUS * (2 * 0.5 ** (np.maximum(now - candidates.renewed, 0.0) / _HALF_LIFE) - 1)
+    age = np.maximum(now - candidates.renewed, 0.0)
+    recency = _MAX_BONUS * (2 * 0.5 ** (age / _HALF_LIFE) - 1)
     importance = _MAX_BONUS * (2 * candidates.importance - 1)
     score = w + z + from_neighbours + recency + importance
+    if half_life is not None:
+        decay = np.maximum(score, 0.0) * (0.5 ** (age / half_life) - 1)
+        recency, score = recency + decay, score + decay
+        # A new record may overtake more old ones than there are candidates.
+        if bound > 0.0 and (len(score) < k or np.sort(score)[-k] < bound):
+            return recall(
+                connection,
+                query,
+                scan,
+                dense_weight,
+                filter,
+                now,
+                k,
+                explain,
+                extra,
+                level,
+                half_life,
+                4 * deeper,
+            )
     best_indices = _best_indices(score, candidates.numbers, k + extra)
     relevances = None if level is None else relevance(evidence, None if scan is None else cosines, level)
     if not explain and relevances is None:

@@ -297,13 +297,13 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     "memory": (
         Form(
             "memory add {bank} 'Ada wrote of engines.'",
-            numbers="--importance",
+            numbers="--importance --ttl",
             names="--kind --namespace --trust --supersedes --embeddings --consolidate",
         ),
         Form("memory add {bank} -", stdin=b"\xe9t\xe9"),
         Form(
             "memory search {bank} engines",
-            numbers="--k --min-relevance",
+            numbers="--k --min-relevance --half-life",
             names="--kinds --namespace --trusts --at --by --explain --json --embeddings --foreign --where "
             "--since --until",
         ),

@@ -188,6 +188,7 @@ def test_a_file_of_before_the_history_opens_without_one(tmp_path):
         id = bank.add("a heron")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("DROP TABLE history")
+        connection.execute("DROP TABLE expiries")
         connection.execute("PRAGMA user_version = 4")
         connection.commit()
     with MemoryBank(path) as bank:
