@@ -26,8 +26,7 @@ from scrubjay.memory.bank.embedding_index import EmbeddingIndex, check_options
 from scrubjay.memory.bank.embedding_model import Embeddings
 from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.store import Store, select
-from scrubjay.memory.bank.index import forget, read_expired
-from scrubjay.memory.bank.life_cycle import LifeCycle
+from scrubjay.memory.bank.index import forget_expired
 from scrubjay.memory.bank.owner import Owner
 from scrubjay.memory.bank.record import (
     COLUMNS,
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import SurpriseConfig
 
 
-class MemoryBank(LifeCycle, Succession, Owner):
+class MemoryBank(Owner, Succession):
     """Memory bank in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
     Args:
@@ -245,10 +244,8 @@ class MemoryBank(LifeCycle, Succession, Owner):
             if self._embedding_index is not None and drafts[0].vector is not None:
                 self._embedding_index.note_dimension(connection, drafts[0].vector)
             ids = write_drafts(connection, drafts, self.foreign)
-            expired_ids = read_expired(connection, drafts[0].created, BATCH)
-            for id in expired_ids:
-                forget(connection, id, self._store.path)
-        if expired_ids:
+            deletions = forget_expired(connection, drafts[0].created, BATCH, self._store.path)
+        if deletions:
             self._store.erase_traces()
         return ids
 
@@ -384,7 +381,7 @@ class MemoryBank(LifeCycle, Succession, Owner):
             if embedding_index is not None and vector is not None:
                 scan = embedding_index.scan(connection, vector, filter.allows)
                 if questions is not None:
-                    level = embedding_index.question_level(connection, questions, filter, scan.count)
+                    level = embedding_index.question_level(questions, filter, scan.count)
             if by == "meaning":
                 ranking = (
                     [] if scan is None else rank_by_cosine(connection, scan, filter, depth + extra, level)

@@ -129,17 +129,18 @@ class EmbeddingIndex:
         return self._questions[script]
 
     def question_level(
-        self, connection: sqlite3.Connection, questions: Float[np.ndarray, "Q D"], filter: Filter, count: int
+        self, questions: Float[np.ndarray, "Q D"], filter: Filter, count: int
     ) -> QuestionLevel:
         """Return the level of cosines of questions that the records do not answer.
 
         It is computed again when the number of accepted records, `count`, has changed by more than a
-        twentieth.
+        twentieth. Call this method after `scan`, in the same transaction.
         """
         key = (id(questions), filter.namespace, filter.kinds)
         old_count, level = self._levels.get(key, (-1, QuestionLevel(0.0, 1.0)))
         if abs(count - old_count) > count / 20 or old_count < 0:
-            level = question_level(self.scan(connection, vector, filter.allows) for vector in questions)
+            index = self._get_index(questions.shape[1])
+            level = question_level(index.scan(vector, filter.allows) for vector in questions)
             if len(self._levels) >= _MAX_LEVELS:
                 self._levels.clear()
             self._levels[key] = (count, level)

@@ -147,12 +147,15 @@ def insert(
     return number
 
 
-def read_expired(connection: sqlite3.Connection, now: float, count: int) -> list[str]:
-    """Return the ids of up to `count` records whose time to live has passed."""
+def forget_expired(connection: sqlite3.Connection, now: float, count: int, bank: str) -> int:
+    """Delete up to `count` records whose time to live has passed; return their number.
+
+    `bank` is the path of the bank's file.
+    """
     rows = connection.execute(
         "SELECT id FROM expiries JOIN records USING (number) WHERE time <= ? LIMIT ?", (now, count)
-    )
-    return [id for (id,) in rows]
+    ).fetchall()
+    return sum(forget(connection, id, bank) for (id,) in rows)
 
 
 def forget(connection: sqlite3.Connection, id: str, bank: str) -> bool:

@@ -12,7 +12,7 @@ from scrubjay.memory.bank.asynchronous import in_thread, iterate_in_thread
 from scrubjay.memory.bank.duplicates import compute_fingerprint
 from scrubjay.memory.bank.embedding_index import EmbeddingIndex
 from scrubjay.memory.bank.file.store import Store
-from scrubjay.memory.bank.index import forget, read_draft, read_expired, read_versions, replace_text
+from scrubjay.memory.bank.index import forget, forget_expired, read_draft, read_versions, replace_text
 from scrubjay.memory.bank.record import (
     COLUMNS,
     FOREIGN_TRUST,
@@ -284,11 +284,11 @@ class LifeCycle:
 
         Every write deletes up to 500 of them.
         """
-        now, count, ids = to_seconds(self._clock(), "clock()"), 0, [""]
-        while ids:
+        now, count, batch = to_seconds(self._clock(), "clock()"), 0, 1
+        while batch:
             with self._store.writing() as connection:
-                ids = read_expired(connection, now, BATCH)
-                count += sum(forget(connection, id, self._store.path) for id in ids)
+                batch = forget_expired(connection, now, BATCH, self._store.path)
+            count += batch
         if count:
             self._store.erase_traces()
         return count

@@ -14,10 +14,11 @@ from typing import Any
 
 from scrubjay.memory.bank.asynchronous import in_thread, iterate_in_thread
 from scrubjay.memory.bank.file.damage import UnreadableError
-from scrubjay.memory.bank.file.store import Store, has_tables
+from scrubjay.memory.bank.file.store import has_tables
 from scrubjay.memory.bank.index import forget
+from scrubjay.memory.bank.life_cycle import LifeCycle
 from scrubjay.memory.bank.record import check_namespace, join_namespace, read_json, split_namespace
-from scrubjay.memory.bank.serialization import BATCH, START, read_rows
+from scrubjay.memory.bank.serialization import BATCH
 
 _OWNED = "namespace >= ? AND namespace < ?"
 _ROWS = {
@@ -28,10 +29,8 @@ _ROWS = {
 _JSON = {"value", "message"}
 
 
-class Owner:
+class Owner(LifeCycle):
     """Methods of `MemoryBank` that export or erase everything of one owner."""
-
-    _store: Store
 
     def export_owner(self, namespace: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield everything of an owner and of the namespaces below it as JSON-serializable dicts.
@@ -41,13 +40,8 @@ class Owner:
 
         Raises ValueError if the namespace is empty.
         """
-        owner, last = _check_owner(namespace), START
-        while True:
-            with self._store.reading() as connection:
-                last, rows = read_rows(connection, last, self._store.foreign, owner)
-            if not rows:
-                break
-            yield from ({"table": "records"} | row for row in rows)
+        owner = _check_owner(namespace)
+        yield from ({"table": "records"} | row for row in self.export(namespace))
         for table in _ROWS:
             after = 0
             while True:

@@ -91,7 +91,9 @@ def recall(
     rows = matches.rows
     lenders = list(rows)
     # Largest score of a record that is no candidate, without those of adjacent turns.
-    bound = 0.0 if len(rows) < count else np.sort(matches.of(_numbers(rows))[0])[-count] + 2 * _MAX_BONUS
+    bound = 0.0
+    if half_life is not None and len(rows) >= count:
+        bound = np.sort(matches.of(_numbers(rows))[0])[-count] + 2 * _MAX_BONUS
     if scan is not None:
         near_rows = _nearest_rows(connection, scan, filter, depth)
         z = _MEANING_WEIGHT * dense_weight * scan.deviations(scan.cosines(_numbers(near_rows)))

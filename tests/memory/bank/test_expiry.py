@@ -25,21 +25,15 @@ class Clock:
 
 
 @pytest.fixture
-def time():
+def clock():
     return Clock()
 
 
-@pytest.fixture
-def bank(time):
-    with MemoryBank(":memory:", clock=time) as bank:
-        yield bank
-
-
-def test_a_record_is_found_until_its_time_has_passed_and_then_deleted(bank, time):
+def test_a_record_is_found_until_its_time_has_passed_and_then_deleted(bank, clock):
     short, long = bank.add("a heron wades", ttl=1), bank.add("a heron flies")
     assert {hit.id for hit in bank.search("heron")} == {short, long}
     assert bank.expire() == 0
-    time.days = 1.0
+    clock.days = 1.0
     assert [hit.id for hit in bank.search("heron")] == [long]
     assert [record.id for record in bank.recent(9)] == [long]
     assert bank.get(short) is not None
@@ -48,42 +42,42 @@ def test_a_record_is_found_until_its_time_has_passed_and_then_deleted(bank, time
     assert (bank.expire(), len(bank)) == (0, 1)
 
 
-def test_a_write_deletes_expired_records_without_a_byte(tmp_path, time):
+def test_a_write_deletes_expired_records_without_a_byte(tmp_path, clock):
     path = tmp_path / "bank.db"
-    with MemoryBank(path, clock=time) as bank:
+    with MemoryBank(path, clock=clock) as bank:
         bank.add("secret heron", ttl=0.5)
-        time.days = 1.0
+        clock.days = 1.0
         bank.add("an egret")
         assert len(bank) == 1
         assert not any(b"secret" in file.read_bytes() for file in tmp_path.iterdir())
 
 
-def test_many_expired_records_are_deleted_in_batches(bank, time):
+def test_many_expired_records_are_deleted_in_batches(bank, clock):
     drafts = [bank.draft(f"heron x{number}", ttl=1 + number) for number in range(2 * BATCH + 3)]
     bank.write(bank.embed_drafts(drafts))
-    time.days = BATCH + 10.0
+    clock.days = BATCH + 10.0
     assert bank.expire() == BATCH + 10
-    time.days = 1e5
+    clock.days = 1e5
     bank.add("an egret")
     assert len(bank) == 2 * BATCH + 4 - (BATCH + 10) - (BATCH - 7) == 1
 
 
-def test_a_record_with_an_end_neither_merges_nor_is_merged(bank, time):
+def test_a_record_with_an_end_neither_merges_nor_is_merged(bank, clock):
     ids = {bank.add("a heron", ttl=1), bank.add("a heron"), bank.add("a heron", ttl=1)}
     assert len(ids) == 3
-    time.days = 2.0
+    clock.days = 2.0
     assert bank.expire() == 2
     assert [record.sayings for record in bank.recent(9)] == [1]
 
 
-def test_an_update_and_a_restored_export_keep_the_time(bank, time):
+def test_an_update_and_a_restored_export_keep_the_time(bank, clock):
     id = bank.add("a heron", ttl=2)
     assert bank.update(id, "an egret")
     rows = [json.loads(json.dumps(row)) for row in bank.export()]
     assert rows[0]["expires"] == (START + timedelta(days=2)).timestamp()
-    with MemoryBank(":memory:", clock=time) as copy:
+    with MemoryBank(":memory:", clock=clock) as copy:
         assert copy.restore(rows) == [True]
-        time.days = 3.0
+        clock.days = 3.0
         assert (bank.expire(), copy.expire()) == (1, 1)
         assert copy.restore([rows[0] | {"expires": None}]) == [True]
         assert copy.restore([{name: value for name, value in rows[0].items() if name != "expires"}]) == [
@@ -119,7 +113,7 @@ def test_a_damaged_time_is_reported(tmp_path):
         assert next(iter(bank.export()))["expires"] == "soon"
 
 
-def test_a_score_halves_with_each_half_life(bank, time):
+def test_a_score_halves_with_each_half_life(bank, clock):
     fields = {"kind": "knowledge", "merge": False}
     for number in range(40):
         bank.add(
