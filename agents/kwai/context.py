@@ -15,6 +15,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.turn import FINISH, NOTHING, MemoryRecord, Passage, Step, Turn
 from scrubjay.agents.language.declarations import THIRD_PARTY, as_tool, declare_tools, is_third_party
+from scrubjay.agents.language.memories import is_outdated, label, to_state
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import LANGUAGES, Prompts
 from scrubjay.agents.language.provenance import is_marked, mark
@@ -138,9 +139,10 @@ class PromptBuilder:
         If neither the user nor the agent wrote the record, marks around its text label the text as data.
         """
         if record.trust not in ("user", "agent"):
-            return fence(record.text, f"memory {record.kind} {record.id}", record.trust, self.prompts)
+            return fence(record.text, label(to_state(record)), record.trust, self.prompts)
         form = f"said_by_{record.trust}" if record.kind == "conversation" else "noted"
-        return self.prompts.say(form, text=clean(record.text))
+        text = self.prompts.say(form, text=clean(record.text))
+        return self.prompts.say("outdated", text=text) if is_outdated(record) else text
 
     def render_knowledge(self, passage: Passage) -> str:
         """Return a passage of knowledge; marks around an untrusted passage label it as data."""

@@ -34,7 +34,14 @@ from scrubjay.agents.language.declarations import (
     is_trusted,
 )
 from scrubjay.agents.language.gate import Gate, collect_texts, find_objection
-from scrubjay.agents.language.memories import find_mark_numbers, is_small_talk, remove_copies, select_records
+from scrubjay.agents.language.memories import (
+    find_mark_numbers,
+    is_small_talk,
+    label,
+    remove_copies,
+    select_records,
+    to_state,
+)
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import load_prompts
@@ -179,9 +186,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         messages = self._select_turns(state["messages"])
         new = self._recall(query, self._resolve_namespace(runtime), messages)
         return {
-            "recalled_records": [
-                {"id": hit.id, "kind": hit.kind, "trust": hit.trust, "text": hit.text} for hit in new
-            ],
+            "recalled_records": list(map(to_state, new)),
             "recalled_untrusted": state.get("recalled_untrusted", False)
             or any(map(is_untrusted_record, new)),
         }
@@ -422,10 +427,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         return request.override(messages=messages)
 
     def _pack(self, records: list[dict[str, str]]) -> str:
-        items = [
-            fence(one["text"], f"memory {one['kind']} {one['id']}", one["trust"], self._prompts)
-            for one in records
-        ]
+        items = [fence(one["text"], label(one), one["trust"], self._prompts) for one in records]
         try:
             packed = pack([self._prompts.say("memories")], [], items, self._budget, self._count_tokens)
         except ValueError as error:

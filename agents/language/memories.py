@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from scrubjay.agents.language.text import is_question
@@ -71,6 +71,22 @@ def remove_copies(
     shown_lines = {line.strip() for text in shown_texts for line in text.splitlines()}
     is_copy = all(line.strip() in shown_lines for line in rest.splitlines() if line.strip())
     return "" if is_copy else rest
+
+
+def is_outdated(record: Any) -> bool:
+    """Return True if a search has found a newer record that says what is true now."""
+    return getattr(record, "superseded_by", None) is not None
+
+
+def to_state(record: Any) -> dict[str, str]:
+    """Return the fields of a record that an agent shows to its model, as JSON values."""
+    fields = {name: getattr(record, name) for name in ("id", "kind", "trust", "text")}
+    return fields | ({"outdated": "yes"} if is_outdated(record) else {})
+
+
+def label(fields: Mapping[str, str]) -> str:
+    """Return the label of a record's text for `fence`. `fields` comes from `to_state`."""
+    return f"{'outdated ' if 'outdated' in fields else ''}memory {fields['kind']} {fields['id']}"
 
 
 def select_records(hits: Iterable[Any], limit: int) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from langchain_core.messages import HumanMessage
@@ -227,3 +228,20 @@ def test_marks_that_a_model_copies_into_its_answer_are_not_stored():
         result = KwaiAgent(ScriptedModel(rule=copy_marks), memory=bank).invoke("Does it rain?")
         assert result["answer"].startswith("<<<END")
         assert bank.recent(1)[0].text == "It rains."
+
+
+def test_an_outdated_fact_is_marked_behind_the_newer_one():
+    with MemoryBank(":memory:") as bank:
+        for day, company in (("2025-01-01", "Acme"), ("2025-06-01", "Globex")):
+            bank.add(f"Ada works at {company}.", observed=day)
+            bank.add(f"Ben works at {company}.", observed=day, trust="tool")
+        model = ScriptedModel(replies=["ok", "Globex."])
+        KwaiAgent(model, [], memory=bank).invoke({"messages": "Did Ada or Ben work at Acme?"})
+        prompt = "\n".join(str(message.content) for message in model.prompts[0])
+    new, old = "- user: Ada works at Globex.", "- user: Ada works at Acme. [no longer true]"
+    assert f"{new}\n" in prompt
+    assert prompt.index(new) < prompt.index(old)
+    assert re.search(r"DATA from memory conversation \w+ \(tool\) \w+>>>\nBen works at Globex\.", prompt)
+    assert re.search(
+        r"DATA from outdated memory conversation \w+ \(tool\) \w+>>>\nBen works at Acme\.", prompt
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any, cast
 
@@ -168,6 +169,19 @@ def test_nothing_is_added_when_nothing_is_relevant(bank):
         assert ("Ada lives in Rome." in str(model.prompts[0])) is has_memory
     with pytest.raises(ValueError, match="min_relevance=2"):
         BankMiddleware(bank, min_relevance=2)
+
+
+def test_an_outdated_record_is_marked_and_stands_behind_the_newer_one(bank):
+    for day, city in (("2025-01-01", "Rome"), ("2025-06-01", "Bern")):
+        bank.add(f"Ada lives in {city}.", namespace=ADA, observed=day)
+    graph, model = agent(bank, "Ok.", roles=("user",))
+    graph.invoke(ask("Does Ada live in Rome?"))
+    prompt = str(model.prompts[0][-1].content)
+    marks = re.findall(r"<<<DATA from (.*?memory \w+) .*?>>>\n(.*)", prompt)
+    assert marks == [
+        ("memory conversation", "Ada lives in Bern."),
+        ("outdated memory conversation", "Ada lives in Rome."),
+    ]
 
 
 def test_a_summary_is_not_the_users_words(bank):
