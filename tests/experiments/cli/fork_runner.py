@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import resource
@@ -89,6 +90,8 @@ def complaint(result: CommandResult) -> str | None:
 
 def _be_the_command(words: list[str], folder: Path, aside: Path, output: str | None, seconds: float) -> None:
     code = 99
+    # Native objects of the parent, such as those of Ray, must not be destroyed without its threads.
+    gc.freeze()
     try:
         os.setsid()
         os.chdir(folder)
