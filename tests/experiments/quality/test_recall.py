@@ -1,6 +1,7 @@
 """Tables of recall: shares, misleading records and means, by hand."""
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +25,11 @@ from scrubjay.experiments.quality.recall import (
     Retrieval,
     ask,
     concatenate,
+    corpus_table,
     details,
+    groups,
     margins,
-    mean_recall,
+    mean,
     overview,
 )
 
@@ -40,7 +43,18 @@ def retrieval(places, answers=(1,), outdated_places=(), ability=ABILITIES[0]):
 def test_recall_is_the_share_of_needed_records_so_far_down():
     one = retrieval([7, 1, 8, 2], answers=(1, 2, 3, 4))
     assert [one.recall(depth) for depth in (1, 2, 3, 4, 20)] == [0, 0.25, 0.25, 0.5, 0.5]
-    assert mean_recall([one, retrieval([1])], 2) == pytest.approx((0.25 + 1) / 2)
+    assert mean("@5", [[one], [retrieval([1])]]) == pytest.approx((0.5 + 1) / 2)
+
+
+def test_the_first_needed_record_and_the_last_one_have_a_measure():
+    """The reciprocal rank is that of the first needed record; a perfect reader needs all of them in ten."""
+    one = retrieval([7, 1, *range(20, 27), 2], answers=(1, 2))
+    assert (one.reciprocal_rank, one.is_complete) == (0.5, True)
+    late = retrieval([1, *range(20, 29), 2], answers=(1, 2))
+    assert (late.reciprocal_rank, late.is_complete) == (1.0, False)
+    assert retrieval([7, 8]).reciprocal_rank == 0
+    assert mean("MRR", [[one, late], [retrieval([])]]) == pytest.approx(0.5)
+    assert mean("perfect reader", [[one, late], [retrieval([])]]) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -64,38 +78,40 @@ def test_every_question_is_asked_as_deep_as_the_deepest_table():
     assert retrievals[0][0].recall(5) == 1
 
 
-def test_tables_have_a_row_for_each_way_and_means_by_hand():
+def test_public_and_own_sets_have_tables_of_their_own_with_means_by_hand():
     retrievals = [[retrieval([1]), retrieval([5, 1], outdated_places=(5,))], [retrieval([9])]]
-    results = {"ours": {"synthetic, en": retrievals, "BFCL": [[retrieval([1], ability="customer")]]}}
-    head, _, row = overview(results).splitlines()
-    columns = "synthetic, en | BFCL | mean, public | mean, synthetic | mean, all"
-    assert head == f"| recall @5, @10, @20 | {columns} |"
-    two, one, both = "0.667 0.667 0.667", "1.000 1.000 1.000", "0.833 0.833 0.833"
-    assert row == f"| ours | {two} | {one} | {one} | {two} | {both} |"
-    del results["ours"]["synthetic, en"]
-    assert overview(results).splitlines()[-1] == f"| ours | {one} | {one} | - | {one} |"
+    public = {"BFCL": [[retrieval([1], ability="customer")]], "LoCoMo": [[retrieval([9])]]}
+    results = {recall.BANK: {"synthetic, en": retrievals, **public}}
+    assert groups(results) == {"Public sets": ["BFCL", "LoCoMo"], "Self-made sets": ["synthetic, en"]}
+    head, _, row = overview(results, ["BFCL", "LoCoMo"]).splitlines()
+    assert head == "| mean of 2 sets | MRR | @5 | @10 | @20 | perfect reader |"
+    assert row == f"| {recall.BANK} | {' | '.join(['0.500'] * 5)} |"
+    _, _, row = overview(results, ["synthetic, en"]).splitlines()
+    assert row == f"| {recall.BANK} | 0.500 | 0.667 | 0.667 | 0.667 | 0.667 |"
 
 
 def test_a_bank_is_compared_with_what_was_best_on_the_development_part():
     right, wrong = [retrieval([1])] * 30, [retrieval([9])] * 30
     half = [retrieval([1 if number % 2 else 9]) for number in range(30)]
-    names = "cosine", "bm25s"
-    # Where it counts, cosine is ahead; on the test part the other one would be.
-    development = {names[0]: {"talk": [right]}, names[1]: {"talk": [half]}}
-    results = {names[0]: {"talk": [half]}, names[1]: {"talk": [right]}, recall.BANK: {"talk": [right]}}
-    *_, row = margins(results, development).splitlines()
+    late = [retrieval([9, 8, 1])] * 30
+    # On the development part cosine recalls more, and bm25s stands higher; on the test part it is reversed.
+    development = {"cosine": {"talk": [late]}, "bm25s": {"talk": [half]}}
+    results = {"cosine": {"talk": [half]}, "bm25s": {"talk": [right]}, recall.BANK: {"talk": [right]}}
+    *_, row = margins(results, development, ["talk"]).splitlines()
     cells = row.strip("| ").split(" | ")
-    assert cells[0] == "talk: cosine"
-    mean, low, high = (float(number.strip("()")) for number in cells[1].replace("to", "").split())
-    assert mean == 0.5
-    assert 0.2 < low < 0.4
-    assert 0.6 < high < 0.8
+    assert cells[:2] == ["talk", "+0.000 (+0.000 to +0.000), bm25s"]
+    for cell in cells[2:]:
+        numbers, name = cell.split(", ")
+        more, low, high = (float(number.strip("()")) for number in numbers.replace("to", "").split())
+        assert (name, more) == ("cosine", 0.5)
+        assert 0.2 < low < 0.4
+        assert 0.6 < high < 0.8
     results[recall.BANK] = {"talk": [wrong]}
-    assert (
-        margins(results, {names[1]: {"talk": [right]}})
-        .splitlines()[-1]
-        .startswith("| talk: bm25s | -1.000 (-1.000 to -1.000)")
-    )
+    lines = corpus_table(results, "talk").splitlines()
+    assert lines[0].endswith("| MRR of the bank minus this | @10 of the bank minus this |")
+    assert lines[3].startswith("| bm25s | 1.000 ")
+    assert lines[3].endswith(" | -1.000 (-1.000 to -1.000) | -1.000 (-1.000 to -1.000) |")
+    assert lines[4].endswith(" | - | - |")
 
 
 def test_details_tell_the_range_over_seeds_and_how_often_one_is_misled():
@@ -185,7 +201,8 @@ def test_the_command_measures_the_baselines_and_names_what_is_amiss(tmp_path, mo
     out = capsys.readouterr().out
     rows = {line.split(" | ")[0].strip("| ") for line in out.splitlines() if line.startswith("|")}
     assert {*recall.BASELINES, recall.BANK} - {"bm25s"} <= rows
-    assert any(row.startswith("LoCoMo: ") for row in rows)
+    assert {"LoCoMo", "BFCL", "synthetic, en"} <= rows
+    assert re.findall("^## (.*)", out, re.MULTILINE) == ["Public sets", "Self-made sets", "Questions by type"]
     assert recall.main([*words, str(tmp_path / "missing.json")]) == 2
     assert "missing.json" in capsys.readouterr().err
 
