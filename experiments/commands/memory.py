@@ -413,35 +413,33 @@ def _read_stdin() -> str:
 
 @dataclass(frozen=True)
 class PageOptions:
-    """Write a page with one step per record, oldest first. A step also shows any superseded record."""
+    """Write a page with a list of the records, filters and histories, and the results of searches."""
 
     file: BankFile
     out: Path | None = None
-    """Output file: a page (.html), a picture (.png, .pdf, .svg) or a trace (.json); default: the name of the
-    memory bank with .html."""
+    """HTML file to write; default: the name of the memory bank with .html."""
     max_records: int = 2_000
-    """Maximum number of records; the page shows the latest ones."""
-    query: str | None = None
-    """Search query. The page gets a last step that shows the hits and explains their scores."""
+    """Maximum number of records; the page has the latest ones."""
+    query: UseAppendAction[tuple[str, ...]] = ()
+    """Search query; repeat the option for several. The page shows the hits and explains their scores."""
     k: int = 10
-    """Maximum number of hits of --query."""
+    """Maximum number of hits of each query."""
     embeddings: SameEmbeddings = None
     foreign: Foreign = False
 
 
 def page(options: PageOptions) -> int:
-    """Write the page of the records in a memory bank."""
-    from scrubjay.experiments.viz.agent import trace_bank
-    from scrubjay.experiments.viz.look import Look, check_format
+    """Write the page of a memory bank."""
+    from scrubjay.experiments.viz.bank_page import check_page_name, view_bank
 
     out = options.out or options.file.with_suffix(".html")
-    check_format(out)
-    has_query = options.query is not None
-    open_memory = open_for_recall if has_query else open_bank  # warns about records that a search cannot find
+    check_page_name(out)
+    # Opening for searches warns about records that a search cannot find.
+    open_memory = open_for_recall if options.query else open_bank
     with open_memory(options.file, False, options.embeddings, options.foreign) as bank:
-        look = Look(trace_bank(bank, options.file.name, options.max_records, options.query, options.k))
-    look.save(out)
-    print(one_line(f"{out}: {len(look.trace.steps) - has_query:,} records"))
+        view = view_bank(bank, options.file.name, options.max_records, options.query, options.k)
+    view.save(out)
+    print(one_line(f"{out}: {len(view.data['records']):,} records"))
     return 0
 
 
@@ -449,7 +447,7 @@ ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
     "add": ("add a text", AddOptions, add),
     "search": ("search records by words and by meaning", SearchOptions, search),
     "show": ("show records with all fields", ShowOptions, show),
-    "page": ("write a page of the records and their supersessions", PageOptions, page),
+    "page": ("write a page of the records, their histories and searches", PageOptions, page),
     "namespaces": ("list the owners of records", NamespacesOptions, namespaces),
     "update": ("replace the text of a record", UpdateOptions, update),
     "supersede": ("let a newer record replace an older one, or undo it", SupersedeOptions, supersede),

@@ -1,14 +1,12 @@
-"""Traces of a language agent: one answer with its recalled records and tool calls, or a memory bank."""
+"""Trace of a language agent: one answer with its recalled records and tool calls."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
-from scrubjay.memory import MemoryBank
 
 _PLAN_ACTIONS = ("thinking", "conclusion")
 
@@ -100,80 +98,3 @@ def _format_record(record: Any) -> str:
     if score is not None:
         lines.append(f"score {score:.3g}{'' if why is None else f': {why.summary}'}")
     return "\n".join(lines)
-
-
-def trace_bank(
-    bank: MemoryBank, title: str, most: int = 2_000, query: str | None = None, k: int = 10
-) -> Trace:
-    """Return the trace of the latest `most` records of a bank in writing order.
-
-    Each record is one step, which recalls the record that it supersedes. A `query` adds a last step. This
-    step recalls the `k` best matches of the query, weighted by score, and its text explains each score.
-    Raises ValueError if the bank is empty, or `most` or `k` is below 1.
-    """
-    if most < 1:
-        raise ValueError(f"most={most}: must be at least 1")
-    # An export has conversation by conversation, but the numbers of records are in writing order.
-    with bank.store.reading() as connection:
-        numbers = connection.execute("SELECT id FROM records ORDER BY number DESC LIMIT ?", (most,))
-        order = {id: -place for place, (id,) in enumerate(numbers)}
-    rows = sorted((row for row in bank.export() if row["id"] in order), key=lambda row: order[row["id"]])
-    if not rows:
-        raise ValueError(f"{title} has no records; add one with `scrubjay memory add`")
-    count, places = len(bank), {row["id"]: place for place, row in enumerate(rows)}
-    replaced_by = {row["supersedes"]: place for place, row in enumerate(rows) if row["supersedes"]}
-    steps, time = [], float(rows[0]["created"])
-    for row in rows:
-        time = max(time, float(row["created"]))  # the clock may have been set back
-        place = places.get(row["supersedes"])
-        recalls = () if place is None else (Recall.from_weights("superseded record", [place], [1.0]),)
-        namespace = f" of {'/'.join(row['namespace'])}" if row["namespace"] else ""
-        choice = f"{row['kind']}{namespace}, source: {row['trust']}; {row['id']}"
-        text = _format_row(row, replaced_by)
-        steps.append(Step(time - float(rows[0]["created"]), None, text, choice, {}, recalls))
-    importance: list[float | None] = [float(row["importance"]) for row in rows]
-    wordings: list[float | None] = [1.0 + len(row["sayings"]) for row in rows]
-    if query is not None:
-        steps.append(_build_query_step(bank, query, k, places, steps[-1].time))
-        importance, wordings = [*importance, None], [*wordings, None]
-    summary = f"{count:,}" if count == len(rows) else f"latest {len(rows):,} of {count:,}"
-    return Trace(
-        kind="agent",
-        title=title,
-        steps=tuple(steps),
-        about={"records": summary, "since": _format_time(rows[0]["created"])},
-        unit="seconds",
-        tracks={"importance": tuple(importance), "wordings": tuple(wordings)},
-    )
-
-
-def _build_query_step(bank: MemoryBank, query: str, k: int, places: Mapping[str, int], time: float) -> Step:
-    """Return the step of a query; the text of the step explains the score of each result."""
-    hits = bank.search(query, k, explain=True)
-    lines = [query] if hits else [query, "no results"]
-    for hit in hits:
-        place = places.get(hit.id)
-        where = "an older record, not shown" if place is None else f"step {place}"
-        why = "" if hit.explanation is None else f": {hit.explanation.summary}"
-        lines.append(f"{where}, score {hit.score:.3g}{why}")
-    matches = [(places[hit.id], max(hit.score, 0.0)) for hit in hits if hit.id in places]
-    recalls = (Recall.from_weights("query", *zip(*matches, strict=True)),) if matches else ()
-    return Step(time, None, "\n".join(lines), "query", {}, recalls)
-
-
-def _format_row(row: Mapping[str, Any], replaced_by: Mapping[str, int]) -> str:
-    """Return the text of a record with all its wordings and its period of validity."""
-    lines = [row["text"], *(f"other wording: {saying['text']}" for saying in row["sayings"])]
-    lines.append(f"observed {_format_time(row['observed'])}")
-    if row["valid_from"] is not None:
-        lines.append(f"valid from {_format_time(row['valid_from'])}")
-    if row["valid_to"] is not None:
-        after = replaced_by.get(row["id"])
-        lines.append(
-            f"valid until {_format_time(row['valid_to'])}{'' if after is None else f': see step {after}'}"
-        )
-    return "\n".join(lines)
-
-
-def _format_time(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
-import html
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Float
@@ -21,8 +17,10 @@ from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import KwargValue
-from scrubjay.experiments.viz.agent import trace_bank, trace_turn
+from scrubjay.experiments.viz.agent import trace_turn
+from scrubjay.experiments.viz.bank_page import BankView, view_bank
 from scrubjay.experiments.viz.episode import trace_episode, trace_team
+from scrubjay.experiments.viz.html_document import render_document, render_frame
 from scrubjay.experiments.viz.trace import Trace, read_trace, to_json, write_trace
 from scrubjay.memory import MemoryBank
 
@@ -30,9 +28,6 @@ PICTURES = (".png", ".pdf", ".svg")
 FORMATS = (".html", ".json", *PICTURES)
 """Supported file name endings of the output."""
 _DATABASE = b"SQLite format 3"
-_ESCAPES = str.maketrans({letter: f"\\u{ord(letter):04x}" for letter in "<>&'"})
-_HEIGHT = 760
-"""Height of a page in a notebook, in CSS pixels."""
 _TRACK, _MAP, _WIDTH = 1.1, 2.8, 6.4
 """Heights of a track and of a map, and the width of the figure, in inches."""
 _MOST_TRACKS, _MOST_MAPS = 48, 12
@@ -62,7 +57,22 @@ class Look:
         return out
 
     def _repr_html_(self) -> str:
-        return render_iframe(self.trace)
+        return render_frame(render_page(self.trace))
+
+
+@overload
+def look(source: MemoryBank) -> BankView: ...
+
+
+@overload
+def look(
+    source: str | Path | Run | Trace | Mapping[str, Any],
+    episode: int = ...,
+    settings: dict[str, KwargValue] | None = ...,
+    max_steps: int = ...,
+    trust: bool = ...,
+    progress: bool = ...,
+) -> Look: ...
 
 
 def look(
@@ -72,8 +82,8 @@ def look(
     max_steps: int = 500,
     trust: bool = False,
     progress: bool = False,
-) -> Look:
-    """Return a displayable trace: one episode of a run, an agent's answer, a memory bank or a stored trace.
+) -> Look | BankView:
+    """Return what a notebook displays: the trace of an episode, of an agent's answer or of a file, or a bank.
 
     Args:
         source: Run, run directory, result of `KwaiAgent`, memory bank, trace, or trace file.
@@ -91,7 +101,7 @@ def look(
     if isinstance(source, Trace):
         return Look(source)
     if isinstance(source, MemoryBank):
-        return Look(trace_bank(source, "a memory bank"))
+        return view_bank(source, "a memory bank")
     if isinstance(source, Mapping):
         if "events" not in source:
             raise ValueError(
@@ -135,38 +145,8 @@ def check_format(out: Path) -> None:
 
 
 def render_page(trace: Trace) -> str:
-    """Return the HTML page of a trace: one file that loads no other resources.
-
-    The text of a trace is untrusted. The page holds it as JSON with all markup characters escaped. The script
-    adds it as text nodes. The content security policy of the page allows only that script, by its hash.
-    """
-    style, script = _read_part(".css"), _read_part(".js")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    # The trace is inserted last, so that placeholders in its text are not replaced.
-    document = (
-        _read_part(".html").replace("@policy@", policy).replace("@style@", style).replace("@script@", script)
-    )
-    return document.replace("@trace@", to_json(trace).translate(_ESCAPES))
-
-
-def render_iframe(trace: Trace) -> str:
-    """Return a sandboxed iframe with the page, for a notebook; the page cannot access the notebook."""
-    return (
-        f'<iframe sandbox="allow-scripts" width="100%" height="{_HEIGHT}" style="border: 0" '
-        f'srcdoc="{html.escape(render_page(trace))}"></iframe>'
-    )
-
-
-@cache
-def _read_part(ending: str) -> str:
-    return Path(__file__).with_name(f"page{ending}").read_text("utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    """Return the HTML page of a trace."""
+    return render_document("page", to_json(trace))
 
 
 def draw_trace(trace: Trace, out: Path | str) -> Path:

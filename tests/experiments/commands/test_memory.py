@@ -226,8 +226,8 @@ def test_every_action_opens_a_foreign_bank_as_one(here):
         here("memory", "search", "m.db", "Lisbon", "--trusts", "user", "--foreign")[2] == "no records found\n"
     )
     assert here("memory", "decisions", "m.db", "--foreign")[0] == 0
-    assert here("memory", "page", "m.db", "--out", "page.json", "--foreign")[0] == 0
-    assert "source: tool" in Path("page.json").read_text()
+    assert here("memory", "page", "m.db", "--out", "page.html", "--foreign")[0] == 0
+    assert '"trust": "tool"' in Path("page.html").read_text()
     assert here("memory", "add", "m.db", "More", "--foreign")[0] == 0
     assert here("memory", "forget", "m.db", id, "--foreign")[1] == "deleted: 1\n"
 

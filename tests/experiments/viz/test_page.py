@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from scrubjay.experiments.viz.look import render_iframe, render_page
+from scrubjay.experiments.viz.html_document import render_frame
+from scrubjay.experiments.viz.look import render_page
 from scrubjay.experiments.viz.trace import Recall, Step, Trace, from_json, to_json
 
 from .test_trace import PICTURE
@@ -67,7 +68,9 @@ def test_no_text_leaves_the_data_it_is_in(text):
     assert match
     assert not set(match[2]) & set("<>&'")
     assert from_json(match[2]) == hostile(text)
-    assert html.unescape(render_iframe(hostile(text)).split('srcdoc="')[1].split('"')[0]) == spoilt
+    assert (
+        html.unescape(render_frame(render_page(hostile(text))).split('srcdoc="')[1].split('"')[0]) == spoilt
+    )
 
 
 def test_the_page_asks_for_nothing_and_runs_its_own_script_alone():
@@ -270,7 +273,7 @@ def test_it_fits_a_phone_and_both_schemes(open_page, episode, width, scheme):
 
 
 def test_a_notebook_shows_it_where_it_can_touch_nothing(open_page, episode):
-    tab = open_page(f"<!doctype html><title>notebook</title><body>{render_iframe(episode)}")
+    tab = open_page(f"<!doctype html><title>notebook</title><body>{render_frame(render_page(episode))}")
     (frame,) = tab.frames[1:]
     frame.wait_for_selector("#tracks canvas")
     assert frame.evaluate("document.getElementById('title').textContent") == episode.title
