@@ -15,6 +15,7 @@ _SEQUENCE_SETTINGS = {
     "hcam": {"chunk_size": 8, "num_chunks": 128},
     "sink": {"num_layers": 1},
     "gtrxl": {"num_layers": 1},
+    "mamba3": {"num_layers": 1},
 }
 # State tracking needs negative eigenvalues: decay factors in [0, 1] cannot represent products in a group.
 _TRACKING_SETTINGS = _SEQUENCE_SETTINGS | {"gated_delta": {"negative_eigenvalues": True}}

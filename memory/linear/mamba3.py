@@ -11,15 +11,17 @@ For l = 1 this is the recurrence of `mamba2`. The values of two steps enter as i
 convolution is needed. Half of the channels of keys and queries form pairs. A pair is rotated by its angle
 p_t = p_{t-1} + pi d_t tanh(W x_t) for the input x. So the state is complex, and it can follow parities.
 Before the rotation, keys and queries are normalized, and a learned bias of each head is added. a and l also
-depend on the input. The outputs are multiplied by SiLU(U x) and projected.
+depend on the input. The outputs are normalized over all heads, multiplied by SiLU(U x), and projected.
 
 `kernels.linear_memory` makes both writes of a key at once: the write at step t - 1 includes the strength that
 step t gives to it. Step t reads the matrix before its own write, which is added to the output.
 
-Differences from the published code: a layer ends with the feed-forward block of `gated_delta`. The paper
-alternates such layers with gated feed-forward blocks. `state_size` is 32 by default instead of 128, and heads
-are at most 32 wide instead of 64, so that the state of a small policy is small.
-`make("mamba3", paper=True)` has the published `state_size`.
+Differences from the published code: the outputs are normalized. Otherwise they grow with the length of an
+episode, and learning by reward is unstable. There are two layers: what one layer writes depends only on its
+input at the step, so it cannot notice the start of an episode. A layer ends with the feed-forward block of
+`gated_delta`. The paper alternates such layers with gated feed-forward blocks. `state_size` is 32 by default
+instead of 128, and heads are at most 32 wide instead of 64, so that the state of a small policy is small.
+`make("mamba3", paper=True)` has the published `state_size` and no norm.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from scrubjay.memory.linear.mamba2 import StateSpaceConfig
 from scrubjay.memory.parts.layers import feed_forward
 
 _NORM_EPSILON = 1e-5
+_OUTPUT_EPSILON = 1e-4  # as in `mamba2`: small outputs are not scaled up to noise
 _LEAST_RATE = 1e-4
 
 
@@ -47,8 +50,12 @@ _LEAST_RATE = 1e-4
 class Mamba3Config(StateSpaceConfig):
     """Configuration of `Mamba3`. Raises ValueError on an invalid value."""
 
-    paper_values: ClassVar[PaperValues] = {"state_size": 128}
+    paper_values: ClassVar[PaperValues] = {"state_size": 128, "output_norm": False}
 
+    num_layers: int = 2
+    """Number of layers. With one, what is written at a step does not depend on earlier steps."""
+    output_norm: bool = True
+    """Normalize the outputs of all heads before the gate."""
     feed_forward_ratio: int = 2
     """Hidden width of the feed-forward block, in units of `dim`."""
 
@@ -96,6 +103,7 @@ class Mamba3Layer(nn.Module):
         self.key_bias = nn.Parameter(torch.ones(self.heads, self.size))
         self.query_bias = nn.Parameter(torch.ones(self.heads, self.size))
         self.skip = nn.Parameter(torch.ones(self.heads))
+        self.out_norm = nn.RMSNorm(self.inner, eps=_OUTPUT_EPSILON) if config.output_norm else nn.Identity()
         self.out = nn.Linear(self.inner, config.dim, bias=False)
         self.feed_forward = feed_forward(config.dim, config.feed_forward_ratio * config.dim)
 
@@ -186,7 +194,7 @@ class Mamba3Layer(nn.Module):
         self, x: Tensor, gate: Tensor, y: Float[Tensor, "*batch heads width"], value: Tensor
     ) -> Float[Tensor, "*batch dim"]:
         """Return the layer outputs for inputs `x`, kernel outputs `y` and their `value`s."""
-        y = (y + self.skip[:, None] * value).flatten(-2).to(gate.dtype)
+        y = self.out_norm((y + self.skip[:, None] * value).flatten(-2).to(self.out.weight.dtype))
         x = x + self.out(y * functional.silu(gate))
         return x + self.feed_forward(x)
 

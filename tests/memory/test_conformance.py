@@ -77,7 +77,10 @@ SIZES = {
         {"expand": 1, "convolution": 1},
         as_in_paper("mamba2", dim=8, state_size=3),
     ],
-    "mamba3": [{"dim": 8, "num_layers": 2, "num_heads": 4, "state_size": 4}, {"expand": 3, "state_size": 12}],
+    "mamba3": [
+        {"dim": 8, "num_heads": 4, "state_size": 4},
+        {"num_layers": 1, "expand": 3, "state_size": 12, "output_norm": False},
+    ],
     "routing": [
         {"dim": 8, "num_centroids": 1, "capacity": 5, "window": 1},
         {"num_centroids": 3, "capacity": 2, "window": 4, "num_layers": 2},
