@@ -37,7 +37,7 @@ same search chose the default of Scrubjay's PPO."""
 
 SHARED = ("learning_rate", "entropy_coefficient")
 """Settings of the learner that all contenders have."""
-OWN = ("least_deviation", "burn_in_segments")
+OWN = ("least_deviation", "burn_in_segments", "anneal")
 """Settings of the learner that only Scrubjay has."""
 
 
@@ -63,6 +63,8 @@ class Settings:
     """Setting of the same name of Scrubjay's PPO; RecurrentPPO lacks it."""
     burn_in_segments: int | None = None
     """Setting of the same name of Scrubjay's PPO; RecurrentPPO lacks it."""
+    anneal: bool | None = None
+    """Setting of the same name of Scrubjay's PPO: lower the learning rate to 0 during the run."""
 
     def overrides(self, *names: str) -> dict[str, float]:
         """Return those of these settings of the learner that are set for all contenders."""

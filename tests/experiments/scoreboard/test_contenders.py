@@ -41,7 +41,13 @@ def test_every_memory_covers_the_episode_and_otherwise_has_its_fixed_settings(me
 
 
 def test_settings_of_all_contenders_replace_those_of_the_learner():
-    own = {"learning_rate": 1e-3, "entropy_coefficient": 0.0, "least_deviation": 0.5, "burn_in_segments": 2}
+    own = {
+        "learning_rate": 1e-3,
+        "entropy_coefficient": 0.0,
+        "least_deviation": 0.5,
+        "burn_in_segments": 2,
+        "anneal": True,
+    }
     settings = Settings(**own, num_envs=4, segment_length=16)
     config = make_train_config(TASKS["cartpole"], "gru", 0, settings)
     default = RECIPES["ppo"]().learner
