@@ -69,7 +69,8 @@
     const words = at("words").value.toLowerCase().split(/\s+/).filter(Boolean);
     const { value: state } = at("state"), { value: kind } = at("kind"), { value: author } = at("author");
     const { value: namespace } = at("namespace"), { value: since } = at("since"), { value: until } = at("until");
-    return words.every((word) => searchTexts.get(record).includes(word) || record.id.startsWith(word.padEnd(4)))
+    const has = (word) => searchTexts.get(record).includes(word) || (word.length > 3 && record.id.startsWith(word));
+    return words.every(has)
       && (!state || stateOf(record) === state) && (!kind || record.kind === kind)
       && (!author || record.trust === author) && (!namespace || levels(record).includes(namespace))
       && (!since || day(record.observed) >= since) && (!until || day(record.observed) <= until);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -82,7 +83,7 @@ def view_bank(
             "records": [
                 {
                     **_record_data(record, bank),
-                    "expires": expiries.get(record.id),
+                    "expires": _finite(expiries.get(record.id)),
                     "replaced_by": replaced_by.get(record.id, []),
                 }
                 for record in records
@@ -92,6 +93,11 @@ def view_bank(
             ],
         }
     )
+
+
+def _finite(value: Any) -> float | None:
+    """Return a finite number or None: a damaged file may contain anything."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _record_data(record: Record, bank: MemoryBank) -> dict[str, Any]:

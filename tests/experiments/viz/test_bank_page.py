@@ -123,6 +123,9 @@ def test_long_lists_open_by_the_hundred(open_page, bank):
     assert len(texts(tab)) == 150
     assert not tab.is_visible("#more")
     assert not tab.is_visible("#questions")
+    id = tab.get_attribute("#records .entry >> nth=3", "data-id")
+    tab.fill("#words", id[:12])
+    assert texts(tab) == ["Note 146."]
     tab.fill("#words", "note 14")
     assert len(texts(tab)) == 12  # 14, 114 and 140 to 149
 
@@ -175,6 +178,9 @@ def test_of_many_records_the_latest_and_the_hits_are_shown(bank):
     assert data["queries"][0]["hits"][0]["id"] == first
     days = (data["records"][0]["expires"] - data["records"][0]["created"]) / 86_400
     assert days == pytest.approx(60)
+    with bank.store.writing() as connection:
+        connection.execute("UPDATE expiries SET time = 'never'")
+    assert view_bank(bank, "facts.db").data["records"][0]["expires"] is None
     with pytest.raises(ValueError, match="max_records=0: must be at least 1"):
         view_bank(bank, "facts.db", max_records=0)
     with pytest.raises(ValueError, match="k=0"):
