@@ -190,6 +190,9 @@ class MemoryBank(Owner, Succession):
         """Return the validated draft that `add` would write; arguments and errors are those of `add`."""
         moment = self._clock()
         check_memorable(text)
+        if isinstance(fields := provenance.get("provenance"), dict):
+            example = next(iter(fields), "source")
+            raise TypeError(f"provenance={fields!r:.80}: pass each field as a keyword, such as {example}=...")
         if importance is not None and not (isinstance(importance, int | float) and 0 <= importance <= 1):
             raise ValueError(f"importance={importance!r}: must be a number from 0 to 1")
         now = to_seconds(moment, "clock()")

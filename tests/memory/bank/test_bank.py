@@ -201,6 +201,11 @@ def test_wrong_input_is_named(bank):
         (ValueError, "at='2025-13-01'", lambda: bank.search("x", at="2025-13-01")),
         (ValueError, "valid_to='2025-06'", lambda: bank.add("x", valid_to="2025-06")),
         (TypeError, "provenance", lambda: bank.add("x", who=object())),
+        (
+            TypeError,
+            "pass each field as a keyword, such as page=",
+            lambda: bank.add("x", provenance={"page": 3}),
+        ),
         (ValueError, "provenance=.'page': nan", lambda: bank.add("x", page=math.nan)),
         (ValueError, "lone surrogate", lambda: bank.add("\ud800")),
         (TypeError, "text=None", lambda: bank.add_document(None)),
