@@ -223,6 +223,20 @@ def test_recall_of_the_bank_is_that_of_the_tables_of_public_and_self_made_sets()
     assert rows == expected
 
 
+def test_recall_in_the_changelog_is_that_of_the_earlier_tables():
+    results = (ROOT / "experiments" / "results" / "recall.md").read_text()
+    table = re.search(r"^\| recall @5, @10, @20 .*\n(?:\|.*\n)+", results, re.MULTILINE)
+    assert table
+    head, _, *rows = (re.split(r"\s+\|\s+", row.strip("| ")) for row in table[0].splitlines())
+    at_10 = {row[0]: [float(cell.split()[1]) for cell in row[1:]] for row in rows}
+    notes = (ROOT / "CHANGELOG.md").read_text()
+    for column, digits in (("mean, public", 3), ("mean, all", 2)):
+        values = {name: row[head.index(column) - 1] for name, row in at_10.items()}
+        best = max(value for name, value in values.items() if "MemoryBank" not in name)
+        own = values["**MemoryBank**"]
+        assert f"{own:.{digits}f}; best of nine other search methods {best:.{digits}f}" in notes
+
+
 RESULTS = ROOT / "experiments" / "results"
 
 
