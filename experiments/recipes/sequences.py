@@ -7,7 +7,15 @@ from typing import Any
 
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.runs.sequence import SequenceTaskConfig
-from scrubjay.experiments.tasks.sequences import MQAR, Group, Induction, Needle, SelectiveCopy, StateTracking
+from scrubjay.experiments.tasks.sequences import (
+    MQAR,
+    Group,
+    Induction,
+    Needle,
+    SelectiveCopy,
+    StateTracking,
+    Swaps,
+)
 
 # Training sequences have 8 chunks, of which 4 are read, so that selection is learned. `num_chunks` suffices
 # for the longest test. One layer per block, for all memories.
@@ -82,10 +90,16 @@ def state_tracking() -> SequenceTaskConfig:
 @recipe("state-tracking-s5", title="S5, permutations of 5 items", settings=_permutation_settings(4))
 def state_tracking_s5() -> SequenceTaskConfig:
     """Supervised sequence modeling: after each permutation of 5 items, predict the product so far."""
-    return dataclasses.replace(_tracking_config("S5", 120), total_steps=4_000_000)
-
-
-def _tracking_config(group: Group, order: int = 6) -> SequenceTaskConfig:
+    # From all permutations at once, models learn the products of pairs and no longer ones.
     return SequenceTaskConfig(
-        suite=StateTracking(group=group, vocab_size=order), eval_items=(), eval_rows=256
+        suite=Swaps(),
+        batch_rows=128,
+        curriculum=0.6,
+        total_steps=10_000_000,
+        eval_items=(),
+        eval_rows=256,
     )
+
+
+def _tracking_config(group: Group) -> SequenceTaskConfig:
+    return SequenceTaskConfig(suite=StateTracking(group=group), eval_items=(), eval_rows=256)

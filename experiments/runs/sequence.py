@@ -44,6 +44,9 @@ class SequenceTaskConfig(SupervisedConfig):
     suite: Suite = field(default_factory=MQAR)
     """Suite of synthetic sequences. The number of items to remember changes with every batch: 2, 4, ... up to
     `suite.num_items` in a cycle (see `counts`)."""
+    curriculum: float = 0.0
+    """Share of the training steps over which the numbers of items are added one after another, the smallest
+    first. With 0, all numbers are used from the start."""
     num_blocks: int = 2
     """Number of blocks, each with a memory and a feed-forward layer."""
     parameters: int = 200_000
@@ -65,6 +68,27 @@ class SequenceTaskConfig(SupervisedConfig):
         for times in self.eval_longer:
             if times < 1:
                 raise ValueError(f"eval_longer={times}: must be at least 1; 1 is the training length")
+        if not 0 <= self.curriculum <= 1:
+            raise ValueError(f"curriculum={self.curriculum}: must be a share from 0 to 1")
+
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of items to remember in training; batches cycle through them.
+
+        These are 2, 4, 8, ... and the maximum, or all numbers from 1 if the suite has `every_count`."""
+        most = self.train_sizes[0]
+        return list(range(1, most + 1)) if self.suite.every_count else super().counts
+
+    def counts_at(self, step: int, total: int) -> list[int]:
+        """Return the numbers of items at a training step of `total` steps, as the curriculum has added them.
+
+        A stage lasts `curriculum * total` steps divided by the number of additions.
+        """
+        counts = self.counts
+        span = self.curriculum * total
+        if step >= span:
+            return counts
+        return counts[: 1 + int(step / span * (len(counts) - 1))]
 
     @property
     def train_sizes(self) -> tuple[int, int]:

@@ -61,7 +61,7 @@ class SupervisedConfig(Experiment):
 
     @property
     def has_schedule(self) -> bool:
-        """True: the learning rate falls."""
+        """True: the learning rate falls, and a curriculum depends on the planned steps."""
         return True
 
     @property
@@ -104,6 +104,10 @@ class SupervisedConfig(Experiment):
         most = self.train_sizes[0]
         powers = [2**power for power in range(1, most.bit_length())]
         return [count for count in powers if count < most] + [most]
+
+    def counts_at(self, step: int, total: int) -> list[int]:
+        """Return the numbers of items to remember at a training step of `total` steps: all of them."""
+        return self.counts
 
     @property
     def success_without_memory(self) -> float:
@@ -163,7 +167,8 @@ class SupervisedEngine(Engine):
 
     def _learn(self) -> tuple[int, dict[str, float]]:
         began = time.perf_counter()
-        count = self.config.counts[self.batch_index % len(self.config.counts)]
+        counts = self.config.counts_at(self.step, self.config.first_plan)
+        count = counts[self.batch_index % len(counts)]
         batch, steps = self._sample_batch(count)
         self.batch_index += 1
         sampling_end = time.perf_counter()

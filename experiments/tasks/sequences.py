@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
@@ -37,6 +38,8 @@ class Suite(ABC):
     """Plural noun for the items that `num_items` counts."""
     num_items: Any
     """Number of items to remember per sequence. Each subclass defines it as a field or as a constant."""
+    every_count: ClassVar[bool] = False
+    """True if training uses all numbers of items from 1 to `num_items`, and not only powers of two."""
 
     vocab_size: int = 64
     """Vocabulary size; tokens are integers from 0 to vocab_size - 1."""
@@ -313,10 +316,57 @@ class StateTracking(Suite):
     def _fill(self, rows: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         table = products(self.group)
         tokens = generator.integers(len(table), size=(rows, self.length))
-        labels = tokens.copy()
-        for t in range(1, self.length):
-            labels[:, t] = table[labels[:, t - 1], tokens[:, t]]
-        return tokens, labels
+        return tokens, _multiply(table, tokens)
+
+
+_MOST_PERMUTED = 6  # the table of seven items has 25 million entries
+
+
+@dataclass(frozen=True)
+class Swaps(Suite):
+    """State tracking with permutations of a limited distance: predict the product of all of them so far.
+
+    Every token is a permutation that is made of at most `num_items` swaps of two items, or the identity. Such
+    permutations are equally likely. With `num_items=1` the tokens are the swaps themselves, which generate
+    all products. With `num_items=size - 1` the tokens are all permutations, as in `StateTracking`. A model
+    that starts with few swaps (see `SequenceTaskConfig.curriculum`) learns products that it does not learn
+    from all permutations at once.
+    """
+
+    kind: ClassVar[str] = "swaps"
+    items: ClassVar[str] = "swaps of a permutation"
+    every_count: ClassVar[bool] = True
+
+    num_items: int = 4
+    """Maximum number of swaps that a token stands for; `size - 1` swaps give every permutation."""
+    vocab_size: int = 120
+    """Vocabulary size, at least the number of permutations of `size` items."""
+    length: int = 16
+    """Sequence length in tokens."""
+    size: int = 5
+    """Number of items that the permutations exchange, from 2 to 6."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.size <= _MOST_PERMUTED:
+            raise ValueError(f"size={self.size}: choose from 2 to {_MOST_PERMUTED}")
+        self._require("num_items", 1, "one swap")
+        if self.num_items >= self.size:
+            raise ValueError(
+                f"num_items={self.num_items}: must be less than size={self.size}; {self.size - 1} swaps give "
+                "every permutation"
+            )
+        self._require("length", 1, "a permutation")
+        self._require("vocab_size", math.factorial(self.size), f"the permutations of size={self.size} items")
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing if all products are equally likely, as they are with `size - 1` swaps."""
+        return 1 / math.factorial(self.size)
+
+    def _fill(self, rows: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        near = np.flatnonzero(count_swaps(self.size) <= self.num_items)
+        tokens = near[generator.integers(len(near), size=(rows, self.length))]
+        return tokens, _multiply(_symmetric_products(self.size), tokens)
 
 
 @functools.cache
@@ -325,6 +375,41 @@ def products(group: Group) -> Int[np.ndarray, "first second"]:
     size = int(group[1:])
     if group[0] == "Z":
         return np.add.outer(np.arange(size), np.arange(size)) % size
+    return _symmetric_products(size)
+
+
+@functools.cache
+def _symmetric_products(size: int) -> Int[np.ndarray, "first second"]:
     elements = list(itertools.permutations(range(size)))
     number = {element: index for index, element in enumerate(elements)}
     return np.array([[number[tuple(first[i] for i in then)] for then in elements] for first in elements])
+
+
+@functools.cache
+def count_swaps(size: int) -> Int[np.ndarray, " permutations"]:
+    """Return the least number of swaps that make each permutation of `size` items.
+
+    It is the number of items minus the number of cycles.
+    """
+    return np.array(
+        [size - _count_cycles(permutation) for permutation in itertools.permutations(range(size))]
+    )
+
+
+def _count_cycles(permutation: tuple[int, ...]) -> int:
+    seen: set[int] = set()
+    cycles = 0
+    for start in permutation:
+        cycles += start not in seen
+        while start not in seen:
+            seen.add(start)
+            start = permutation[start]
+    return cycles
+
+
+def _multiply(table: Int[np.ndarray, "first second"], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the product of all elements up to each token, `[rows, length]`."""
+    labels = tokens.copy()
+    for t in range(1, tokens.shape[1]):
+        labels[:, t] = table[labels[:, t - 1], tokens[:, t]]
+    return labels

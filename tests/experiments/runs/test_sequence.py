@@ -14,7 +14,7 @@ from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.sequence import SequenceEngine, SequenceTaskConfig
-from scrubjay.experiments.tasks.sequences import MQAR, Induction, SelectiveCopy
+from scrubjay.experiments.tasks.sequences import MQAR, Induction, SelectiveCopy, Swaps
 from scrubjay.experiments.viz.comparison import write_report
 from scrubjay.memory import make_config
 
@@ -51,6 +51,38 @@ def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path, assert_same,
     assert [row["charts/items"] for row in record(run)] == [2, 4, 2, 4]
     assert_same(run, reference)
     assert (run.path / "curve.png").exists()
+
+
+def tiny_swaps(**fields: Any) -> SequenceTaskConfig:
+    """Return a config of eight batches of products of permutations."""
+    suite = Swaps(size=4, num_items=3, vocab_size=24, length=16)
+    return tiny(suite=suite, eval_items=(), total_steps=8 * 64, **fields)
+
+
+def test_a_curriculum_adds_one_number_of_items_after_another(tmp_path, assert_same, record):
+    config = tiny_swaps(curriculum=0.75)
+    reference = train(config, tmp_path / "whole")
+    assert [row["charts/items"] for row in record(reference)] == [1, 1, 1, 2, 1, 2, 1, 2]
+    run = Run.create(config, tmp_path / "stopped")
+    with SequenceEngine(config, run.path) as engine:
+        for _ in range(4):
+            engine.update()
+        engine.save()
+    resume(run.path)
+    assert_same(run, reference)
+
+
+def test_a_suite_decides_on_its_numbers_of_items():
+    assert tiny_swaps().counts == tiny_swaps().counts_at(0, 512) == [1, 2, 3]
+    assert tiny().counts == tiny().counts_at(0, 256) == [2, 4]
+    slow = tiny_swaps(curriculum=1.0)
+    assert [slow.counts_at(step, 512) for step in (0, 255, 256, 511, 512)] == [
+        [1],
+        [1],
+        [1, 2],
+        [1, 2],
+        [1, 2, 3],
+    ]
 
 
 @pytest.mark.matrix
@@ -181,6 +213,8 @@ def test_impossible_settings_are_errors_before_training(fields, message):
         ({"eval_rows": 0}, "eval_rows=0"),
         ({"eval_longer": (0,)}, "eval_longer=0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"curriculum": 1.5}, "curriculum=1.5: must be a share from 0 to 1"),
+        ({"curriculum": float("nan")}, "curriculum=nan"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(fields, message):

@@ -18,6 +18,8 @@ from scrubjay.experiments.tasks.sequences import (
     SelectiveCopy,
     StateTracking,
     Suite,
+    Swaps,
+    count_swaps,
     products,
 )
 
@@ -35,6 +37,8 @@ SUITES = [
     StateTracking(group="Z5", length=30),
     StateTracking(length=30),
     StateTracking(group="S4", vocab_size=24, length=20),
+    Swaps(size=3, num_items=2, vocab_size=6, length=20),
+    Swaps(),
 ]
 
 
@@ -54,8 +58,11 @@ def solve_selective_copy(suite: Suite, tokens: list[int], positions: list[int]) 
 
 def solve_state_tracking(suite: Suite, tokens: list[int], positions: list[int]) -> dict[int, int]:
     """Solve state tracking: add numbers, or compose permutations."""
-    assert isinstance(suite, StateTracking)
-    kind, size = suite.group[0], int(suite.group[1:])
+    if isinstance(suite, Swaps):
+        kind, size = "S", suite.size
+    else:
+        assert isinstance(suite, StateTracking)
+        kind, size = suite.group[0], int(suite.group[1:])
     if kind == "Z":
         return {t: sum(tokens[: t + 1]) % size for t in positions}
     moves = list(itertools.permutations(range(size)))
@@ -68,6 +75,7 @@ def solve_state_tracking(suite: Suite, tokens: list[int], positions: list[int]) 
 
 SOLVERS = {
     "state-tracking": solve_state_tracking,
+    "swaps": solve_state_tracking,
     "mqar": solve_mqar,
     "needle": solve_needle,
     "selective-copy": solve_selective_copy,
@@ -116,6 +124,36 @@ def test_products_are_those_of_a_group(group, order):
         assert (np.sort(table, axis=axis) == np.expand_dims(every, 1 - axis)).all()
     assert (table[table] == table[every[:, None, None], table[None]]).all()
     assert (table == table.T).all() == (group[0] == "Z")
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_swaps_are_the_distance_from_the_identity(size):
+    """Breadth-first search over swaps of two items finds the same distances."""
+    permutations = list(itertools.permutations(range(size)))
+    distances, border = {permutations[0]: 0}, [permutations[0]]
+    while border:
+        following = []
+        for permutation in border:
+            for first, second in itertools.combinations(range(size), 2):
+                swapped = list(permutation)
+                swapped[first], swapped[second] = swapped[second], swapped[first]
+                if tuple(swapped) not in distances:
+                    distances[tuple(swapped)] = distances[permutation] + 1
+                    following.append(tuple(swapped))
+        border = following
+    assert count_swaps(size).tolist() == [distances[each] for each in permutations]
+
+
+@pytest.mark.parametrize(("num_items", "tokens"), [(1, 11), (2, 46), (3, 96), (4, 120)])
+def test_tokens_have_at_most_the_number_of_swaps(num_items, tokens):
+    """The counts are sums of the Stirling numbers of the first kind of five items: 1, 10, 35, 50, 24."""
+    suite = Swaps(num_items=num_items, length=50)
+    drawn = suite.draw(400, seed=0).tokens
+    assert len(drawn.unique()) == tokens
+    assert count_swaps(5)[drawn].max() == num_items
+    shares = torch.bincount(drawn.flatten(), minlength=120).double() / drawn.numel()
+    shares = shares[shares > 0]
+    assert (shares - 1 / tokens).abs().max() < 5 * np.sqrt(1 / tokens / drawn.numel())
 
 
 @pytest.mark.parametrize("power", [0.01, 1.0])
@@ -186,6 +224,12 @@ def test_needles_lie_anywhere_and_any_is_asked_for():
         (lambda: Induction(length=2), "length=2: must be at least 3"),
         (lambda: StateTracking(group=cast(Any, "A5")), "group='A5'; choose from Z2, Z3, Z5, S3, S4, S5"),
         (lambda: StateTracking(group="S5"), r"vocab_size=6: must be at least 120 \(the elements of S5"),
+        (lambda: Swaps(num_items=0), "num_items=0: must be at least 1"),
+        (lambda: Swaps(num_items=5), "num_items=5: must be less than size=5; 4 swaps give every"),
+        (lambda: Swaps(size=7), "size=7: choose from 2 to 6"),
+        (lambda: Swaps(size=1), "size=1: choose from 2 to 6"),
+        (lambda: Swaps(vocab_size=24), r"vocab_size=24: must be at least 120 \(the permutations of size=5"),
+        (lambda: Swaps(length=0), "length=0: must be at least 1"),
         (lambda: Induction().with_sizes(2, 64), "num_items=2: induction always has 1 triggers"),
     ],
 )
