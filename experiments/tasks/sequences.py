@@ -397,13 +397,14 @@ def count_swaps(size: int) -> Int[np.ndarray, " permutations"]:
 
 
 def _count_cycles(permutation: tuple[int, ...]) -> int:
-    seen: set[int] = set()
+    rest = set(permutation)
     cycles = 0
-    for start in permutation:
-        cycles += start not in seen
-        while start not in seen:
-            seen.add(start)
-            start = permutation[start]
+    while rest:
+        cycles += 1
+        item = rest.pop()
+        while permutation[item] in rest:
+            item = permutation[item]
+            rest.remove(item)
     return cycles
 
 

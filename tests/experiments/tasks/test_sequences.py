@@ -135,11 +135,11 @@ def test_swaps_are_the_distance_from_the_identity(size):
         following = []
         for permutation in border:
             for first, second in itertools.combinations(range(size), 2):
-                swapped = list(permutation)
-                swapped[first], swapped[second] = swapped[second], swapped[first]
-                if tuple(swapped) not in distances:
-                    distances[tuple(swapped)] = distances[permutation] + 1
-                    following.append(tuple(swapped))
+                other = list(permutation)
+                other[first], other[second] = other[second], other[first]
+                if tuple(other) not in distances:
+                    distances[tuple(other)] = distances[permutation] + 1
+                    following.append(tuple(other))
         border = following
     assert count_swaps(size).tolist() == [distances[each] for each in permutations]
 
@@ -148,12 +148,12 @@ def test_swaps_are_the_distance_from_the_identity(size):
 def test_tokens_have_at_most_the_number_of_swaps(num_items, tokens):
     """The counts are sums of the Stirling numbers of the first kind of five items: 1, 10, 35, 50, 24."""
     suite = Swaps(num_items=num_items, length=50)
-    drawn = suite.draw(400, seed=0).tokens
-    assert len(drawn.unique()) == tokens
-    assert count_swaps(5)[drawn].max() == num_items
-    shares = torch.bincount(drawn.flatten(), minlength=120).double() / drawn.numel()
+    sample = suite.draw(400, seed=0).tokens
+    assert len(sample.unique()) == tokens
+    assert count_swaps(5)[sample].max() == num_items
+    shares = torch.bincount(sample.flatten(), minlength=120).double() / sample.numel()
     shares = shares[shares > 0]
-    assert (shares - 1 / tokens).abs().max() < 5 * np.sqrt(1 / tokens / drawn.numel())
+    assert (shares - 1 / tokens).abs().max() < 5 * np.sqrt(1 / tokens / sample.numel())
 
 
 @pytest.mark.parametrize("power", [0.01, 1.0])
