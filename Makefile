@@ -70,7 +70,7 @@ test-rough: $(VENV)/.installed-dev
 
 # Ctrl-C stops, the same command continues; ARGS="--minutes 120 --seed 7" runs longer, with other files.
 fuzz: $(VENV)/.installed-dev
-	PYTHONPATH=src $(BIN)/python -m tests.fuzz $(ARGS)
+	PYTHONPATH=src:tests $(BIN)/python -P -m fuzz $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(CODE)
@@ -115,7 +115,7 @@ scoreboard: $(VENV)/.installed-scoreboard
 
 # Warnings are errors: a link that leads nowhere, a docstring that docutils does not read.
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/site
+	$(BIN)/python -P -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/site
 	@echo "open docs/site/index.html"
 
 docs-check: $(VENV)/.installed-dev

@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+if __name__ == "kernels":
+    raise ImportError(
+        f"kernels is a subpackage of scrubjay and was found in the folder {__file__!r}, before the package "
+        "kernels of Hugging Face: import scrubjay.kernels, and start Python with -P or in another folder"
+    )
+
 from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:

@@ -151,11 +151,16 @@ CODE = (
 
 MODELS = (
     Border(
-        "transformers.AutoTokenizer.from_pretrained transformers.AutoConfig.from_pretrained "
-        "transformers.AutoModelForCausalLM.from_pretrained",
+        "transformers.AutoTokenizer.from_pretrained transformers.AutoConfig.from_pretrained",
         "local files, no code of the folder",
         "memory/context/ experiments/quality/kvpress_answers.py",
         {"local_files_only": "True", "trust_remote_code": "False"},
+    ),
+    Border(
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        "local files, no code of the folder, no compiled kernels from the Hub",
+        "memory/context/ experiments/quality/kvpress_answers.py",
+        {"local_files_only": "True", "trust_remote_code": "False", "use_kernels": "False"},
     ),
     Border(
         "transformers.*.from_config",

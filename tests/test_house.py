@@ -126,14 +126,25 @@ def test_names_are_completed_at_a_prompt():
 
 
 def test_packages_are_not_importable_by_their_bare_names():
+    """Hugging Face has a package named kernels, which may be installed."""
     code = (
-        "import importlib.util as u; print([n for n in ('agents', 'memory', 'envs', 'kernels') if "
-        "u.find_spec(n)])"
+        "import importlib.util as u; print(*[s.origin for s in map(u.find_spec, "
+        "('agents', 'memory', 'envs', 'kernels')) if s], sep='\\n')"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )
-    assert done.stdout.strip() == "[]"
+    origins = [Path(line) for line in done.stdout.split()]
+    assert not [origin for origin in origins if origin.is_relative_to(ROOT / "kernels")]
+    assert {origin.parent.name for origin in origins} <= {"kernels"}
+
+
+def test_the_folder_of_kernels_does_not_replace_the_package_of_hugging_face():
+    done = subprocess.run(
+        [sys.executable, "-c", "import kernels"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert "ImportError: kernels is a subpackage of scrubjay" in done.stderr
+    assert "start Python with -P or in another folder" in done.stderr
 
 
 def test_the_version_is_the_installed_one():

@@ -71,6 +71,7 @@ def site(wheel_environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [
         sys.executable,
+        "-P",
         "-m",
         "sphinx",
         "--fail-on-warning",

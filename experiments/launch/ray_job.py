@@ -48,7 +48,7 @@ def submit(address: str, argv: Sequence[str]) -> tuple[Any, str]:
     except ImportError as error:
         raise ImportError("launch needs the extra `cluster`: pip install 'scrubjay[cluster]'") from error
     _reach(address)
-    entrypoint = f'{_INTERPRETER}exec "$python" ' + " ".join(map(_quote, ["-m", "scrubjay", *argv]))
+    entrypoint = f'{_INTERPRETER}exec "$python" ' + " ".join(map(_quote, ["-P", "-m", "scrubjay", *argv]))
     environment = {**worker_variables(), "PYTHONUNBUFFERED": "1"}
     for chatty in (
         "dashboard.modules.dashboard_sdk",

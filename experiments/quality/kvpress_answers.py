@@ -75,7 +75,7 @@ def answer(arguments: argparse.Namespace) -> None:
     torch.set_grad_enabled(False)
     folder = str(arguments.folder / "model")
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_kernels=False
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     reader = Reader(model)

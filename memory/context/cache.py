@@ -14,13 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from scrubjay.memory.context.attention import (
-    ATTENTION,
-    attend_by_policy,
-    record_inputs,
-    serve_falcon,
-    set_next_layer,
-)
+from scrubjay.memory.context.attention import ATTENTION, attend_by_policy, record_inputs, set_next_layer
 from scrubjay.memory.context.cache_file import check_shape, load_layer, read_cache_file, write_cache_file
 from scrubjay.memory.context.head_scores import resolve_scores
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
@@ -86,7 +80,7 @@ class PolicyCache(Cache):
             raise ValueError(f"{type(model).__name__} has an encoder; policies support decoders only")
         layer_types = get_layer_types(config)
         decoder, entry = decoder_of(model), entry_of(model)
-        if not decoder._can_set_attn_implementation() and not serve_falcon(decoder):
+        if not decoder._can_set_attn_implementation():
             raise ValueError(
                 f"{type(model).__name__} does not support transformers' AttentionInterface, which policies "
                 "need; use a model that does"
@@ -416,8 +410,10 @@ class PolicyCache(Cache):
         """Return False: transformers can compile only caches of fixed size."""
         return False
 
-    def activate_past_recording(self) -> None:
+    def activate_past_recording(self, recurrent_states_to_keep: int | None = None) -> None:
         """Check that the cache supports assisted decoding, before transformers starts to decode.
+
+        `recurrent_states_to_keep` has no effect: a cache with recurrent states does not support it.
 
         Raises:
             ValueError: If assisted decoding would change the generated text.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,14 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from scrubjay.memory.context.attention import (
-    ATTENTION,
-    LOCK,
-    WRAPPED,
-    Attention,
-    falcon_attention,
-    falcon_modules,
-)
+from scrubjay.memory.context.attention import ATTENTION, LOCK, WRAPPED, Attention
 from scrubjay.memory.context.policies.dense import (
     Scoring,
     causal_attention,
@@ -80,14 +73,6 @@ def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -
 @contextmanager
 def _replace_attention(model: PreTrainedModel) -> Iterator[None]:
     """Make the model use this module's attention function inside a `with` block."""
-    attends_itself = not model._can_set_attn_implementation() and bool(falcon_modules(model))
-
-    def choose(name: str) -> None:
-        if attends_itself:  # a `PolicyCache` sees from the name that its policy is not called
-            model.config._attn_implementation = name
-        else:
-            model.set_attn_implementation(name)
-
     with LOCK:
         before = str(model.config._attn_implementation)
         if before == ATTENTION:
@@ -95,17 +80,16 @@ def _replace_attention(model: PreTrainedModel) -> Iterator[None]:
                 "another thread runs this model with a PolicyCache; wrap its attention after that call has "
                 "ended"
             )
-        choose(WRAPPED)
+        model.set_attn_implementation(WRAPPED)
     try:
         if model.config._attn_implementation != WRAPPED:
             raise ValueError(
                 f"{type(model).__name__} does not support transformers' AttentionInterface, so its attention "
                 "cannot be wrapped; use another model"
             )
-        with falcon_attention(model, _attend) if attends_itself else nullcontext():
-            yield
+        yield
     finally:
-        choose(before)
+        model.set_attn_implementation(before)
 
 
 @functools.cache

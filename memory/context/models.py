@@ -58,9 +58,9 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model, ready to generate, and its tokenizer.
 
-    Python code in a model's folder is never run. The tokenizer and the chat templates are tried once per
-    contents in a process with limits (`foreign.trial`), and the sizes in the config must fit the weight
-    files.
+    Python code in a model's folder is never run, and no compiled kernel is downloaded. The tokenizer and
+    the chat templates are tried once per contents in a process with limits (`foreign.trial`), and the
+    sizes in the config must fit the weight files.
 
     Args:
         source: "smollm2", a folder written by `save_pretrained`, or a .gguf file. The weights of a .gguf file
@@ -78,6 +78,8 @@ def load_model(
         ImportError: if a package is missing. The message says how to install it.
     """
     resolve_device(device, "compute")
+    # Modules of some families ask the Hugging Face Hub for compiled kernels when they are imported.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     try:
         model, tokenizer = _load(source, dtype, under_policy, trust)
     except ModelLimitError as error:
@@ -143,6 +145,7 @@ def _load(
                 use_safetensors=None if trust else True,
                 local_files_only=True,
                 trust_remote_code=False,
+                use_kernels=False,
                 **options,
                 **packing,
             )

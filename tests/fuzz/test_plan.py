@@ -170,8 +170,9 @@ def test_every_mutator_changes_a_file_for_which_it_is_made(samples, tmp_path, mo
 def test_a_run_continues_after_ctrl_c(tmp_path):
     words = [
         sys.executable,
+        "-P",
         "-m",
-        "tests.fuzz",
+        "fuzz",
         "--only",
         "pages",
         "configs",
@@ -179,7 +180,7 @@ def test_a_run_continues_after_ctrl_c(tmp_path):
         str(tmp_path),
         "--minutes",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
     process = subprocess.Popen([*words, "10"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while "tries" not in (line := process.stdout.readline()):

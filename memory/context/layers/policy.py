@@ -47,6 +47,11 @@ class LayeredCache(Protocol):
         """Set the token budgets of layers 0 to `index`."""
         ...
 
+    @property
+    def attention_layers(self) -> list[PolicyLayer]:
+        """Layers with keys and values, in order."""
+        ...
+
 
 class PolicyLayer(CacheLayerMixin):
     """Transformers cache layer with the memory of one layer under its policy.

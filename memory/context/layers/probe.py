@@ -19,7 +19,6 @@ from transformers import DynamicCache, PreTrainedModel
 from scrubjay.memory.context.attention import (
     attend_by_policy,
     record_mask_functions,
-    serve_falcon,
     set_next_layer,
 )
 from scrubjay.memory.context.layers.layer_types import LayerType
@@ -126,7 +125,6 @@ def read_single_token(model: PreTrainedModel, position: int) -> Probe:
         return _first_probes[model]
     entry = entry_of(model)
     config = model.config.get_text_config(decoder=True)
-    serve_falcon(entry)
     probe = Probe(config, attend_by_policy(entry))
     # The embedding of the padding token is zero, so another token is used.
     token = torch.full((1, 1), int(getattr(config, "pad_token_id", None) == 0), device=model.device)

@@ -33,6 +33,18 @@ class StateLayer(LinearAttentionLayer):
         self._cache.call_started = True
         return super().update_recurrent_state(recurrent_states, state_idx, **options)
 
+    def increase_count(self, state_idx: int) -> None:
+        """Note that the model has updated a state in place."""
+        self._cache.call_started = True
+        super().increase_count(state_idx)
+
+    def get_seq_length(self) -> int:
+        """Return the number of tokens that the first layer with attention has read.
+
+        A saved state has no count of its own.
+        """
+        return self._cache.attention_layers[0].get_seq_length()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the existing states by name."""
         kinds = {"conv": self.conv_states, "recurrent": self.recurrent_states}
@@ -58,7 +70,10 @@ class StateLayer(LinearAttentionLayer):
 
         If `place` is "cpu" or "disk", return 0, since states are never offloaded.
         """
-        return 0 if place else count_bytes(find_tensors([self.conv_states, self.recurrent_states]))
+        if place or self.device is None:
+            return 0
+        states = [self.conv_states, self.recurrent_states, self.cumulative_length_linear]
+        return count_bytes(find_tensors(states))
 
 
 class StateAndPolicyLayer(StateLayer, PolicyLayer):
@@ -79,6 +94,10 @@ class StateAndPolicyLayer(StateLayer, PolicyLayer):
         """Allocate the states. The tensors for keys and values are allocated when tokens arrive."""
         if options:
             StateLayer.lazy_initialization(self, **options)
+
+    def get_seq_length(self) -> int:
+        """Return the number of tokens read so far, with evicted tokens and padding included."""
+        return PolicyLayer.get_seq_length(self)
 
     def reset(self) -> None:
         """Clear the layer."""

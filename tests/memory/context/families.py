@@ -117,9 +117,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "ssm_state_size": 8,
             "n_groups": 1,
             "chunk_size": 8,
-            # With larger values the model's steps differ from its scan.
-            "time_step_min": 1e-9,
-            "time_step_floor": 1e-9,
         },
     ),
     "afmoe": ("Afmoe", {"sliding_window": 7, "head_dim": 8, "layer_types": [SLIDING, FULL]} | _EXPERTS),

@@ -121,19 +121,24 @@ SIZES: dict[str, Any] = {
 }
 
 
+ONE_HEAD = {"alibi": False, "multi_query": True, "new_decoder_architecture": False}
+TWO_HEADS = {"alibi": False, "num_kv_heads": 2, "new_decoder_architecture": True}
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "use_policy"),
     [
-        {"multi_query": True, "new_decoder_architecture": False},
-        {"num_kv_heads": 2, "new_decoder_architecture": True},
+        pytest.param(ONE_HEAD, False, id="one head of keys"),
+        pytest.param(ONE_HEAD, True, id="one head of keys, used with a policy before"),
+        pytest.param(TWO_HEADS, False, id="two"),
+        pytest.param(TWO_HEADS, True, id="two, used with a policy before"),
+        pytest.param(ONE_HEAD | {"alibi": True}, False, id="ALiBi"),
     ],
-    ids=["one head of keys", "two"],
 )
-@pytest.mark.parametrize("use_policy", [False, True], ids=["new model", "used with a policy before"])
 @torch.no_grad()
 def test_weights_of_falcon_are_those_of_eager_attention(kind: dict[str, Any], use_policy):
     torch.manual_seed(0)
-    model = FalconForCausalLM(FalconConfig(**SIZES, **kind, alibi=False)).eval()
+    model = FalconForCausalLM(FalconConfig(**SIZES, **kind)).eval()
     plain = model(tokens()).logits
     if use_policy:
         model(tokens(), cache=context.PolicyCache(context.make("window", budget=8), model))
@@ -153,17 +158,6 @@ def test_weights_of_falcon_are_those_of_eager_attention(kind: dict[str, Any], us
     assert len(recorded_weights[1]) == 1
     assert torch.equal(model(tokens()).logits, plain)
     assert model.config._attn_implementation == "sdpa"
-
-
-def test_falcon_with_alibi_is_refused():
-    model = FalconForCausalLM(FalconConfig(**SIZES, alibi=True)).eval()
-    with pytest.raises(ValueError, match="adds an ALiBi bias inside its attention module"):
-        attention_weights(model, tokens(), {0: None})
-    assert model.config._attn_implementation == "sdpa"
-    rotary = FalconForCausalLM(FalconConfig(**SIZES, alibi=False)).eval()
-    cache = context.PolicyCache(context.make("window", budget=8), rotary)
-    with capture_attention(rotary, {0: None}), pytest.raises(ValueError, match="would have no effect"):
-        rotary(tokens(), cache=cache)
 
 
 def recording(name, calls):

@@ -318,10 +318,9 @@ def test_bytes_are_those_of_the_models_own_cache(family):
     theirs: Any
     for layer, theirs in zip(cache.layers, own.layers, strict=True):
         if isinstance(layer, StateLayer):
-            state_dicts = (theirs.conv_states, theirs.recurrent_states)
-            states += sum(
-                x.nbytes for states_by_index in state_dicts for x in states_by_index.values() if x is not None
-            )
+            parts = (theirs.conv_states, theirs.recurrent_states)
+            states += sum(x.nbytes for part in parts for x in part.values() if x is not None)
+            states += theirs.cumulative_length_linear.nbytes
         if isinstance(layer, PolicyLayer) and layer.sees_everything:
             assert theirs.keys.nbytes + theirs.values.nbytes == LENGTH * shape.token_bytes // shape.layers
         elif isinstance(layer, PolicyLayer):

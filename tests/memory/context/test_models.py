@@ -1,6 +1,7 @@
 """Loading of models: no progress bars in logs, and unsupported models are refused early."""
 
 import importlib
+import os
 from typing import Any
 
 import pytest
@@ -26,6 +27,20 @@ def test_progress_bars_stay_out_of_logs(tiny_llama, tiny_chat, tmp_path, capfd):
     context.load_model(tmp_path)
     assert capfd.readouterr().err == ""
     assert logging.is_progress_bar_enabled()
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "NO"), ("YES", "YES")])
+def test_no_kernel_is_downloaded_unless_the_user_asks(
+    value, expected, tiny_llama, tiny_chat, tmp_path, monkeypatch
+):
+    tiny_llama().save_pretrained(tmp_path)
+    tiny_chat[1].save_pretrained(tmp_path)
+    monkeypatch.setenv("USE_HUB_KERNELS", value or "")
+    if value is None:
+        monkeypatch.delenv("USE_HUB_KERNELS")
+    model, _ = context.load_model(tmp_path)
+    assert os.environ["USE_HUB_KERNELS"] == expected
+    assert not model.use_kernels
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_read(tmp_path):

@@ -129,8 +129,6 @@ def view_reports(
 @torch.no_grad()
 def attention_calls(model: PreTrainedModel, text: Text) -> list[nn.Module]:
     """Return the modules that call transformers' attention interface, in the order of their calls."""
-    if modules := [m for m in model.modules() if type(m).__name__ == "FalconAttention"]:
-        return modules
     AttentionInterface.register(RECORDING, _record)
     _calls.clear()
     with implementation(model, RECORDING):

@@ -29,10 +29,10 @@ Policies do not apply to layers with a sliding window, chunked attention or recu
 model raises a ValueError with the reason when the cache is built. `load_model(under_policy=True)` raises
 it before it reads the weights. The tests read texts without images.
 
-The steps of the recurrent states of `zamba2` and `nemotron_h` are at least `time_step_min` in a text read
-at once, but not in single tokens. Their code in transformers has this difference, so transformers' own
-cache has it, too. The tests set `time_step_min` to 1e-9. With the default of 0.001, logits with a
-standard deviation of 1.8 differ by up to 0.1 in the tiny models.
+The steps of the recurrent states of `zamba2` are at least `time_step_min` in a text read at once, but not
+in single tokens. Its code in transformers has this difference, so transformers' own cache has it, too.
+The tests set `time_step_min` to 1e-9. With the default of 0.001, logits with a standard deviation of 1.8
+differ by up to 0.1 in the tiny model.
 
 The tables have seven policies. `adakv`, `cake`, `duo`, `keydiff`, `kvzap`, `pyramidkv`, `task_kv`, `tova`
 and `zipvl` serve the same models as `snapkv`, `expected_attention` the same as `sinks`, `refreshkv` the

@@ -74,10 +74,9 @@ def test_policies_serve_the_same_models(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["zamba2", "nemotron_h"])
-def test_steps_below_time_step_min_differ_as_with_transformers_own_cache(name):
-    """The page names these two models. If transformers mends them, it must be written again."""
-    model = tiny.make(name, time_step_min=0.001, time_step_floor=1e-4)
+def test_steps_below_time_step_min_differ_as_with_transformers_own_cache():
+    """The page names this model. If transformers mends it, the page must be written again."""
+    model = tiny.make("zamba2", time_step_min=0.001, time_step_floor=1e-4)
     text = cases.make_text(0)
     caches = [DynamicCache(config=model.config), PolicyCache(context.make("full"), model)]
     own, ours = (cases.read(model, cache, text, cases.STEPS) for cache in caches)
@@ -85,7 +84,7 @@ def test_steps_below_time_step_min_differ_as_with_transformers_own_cache(name):
         whole = model(text.ids, use_cache=False).logits
     assert cases.error(ours, own, text) < 1e-5
     assert 1e-2 < cases.error(ours, whole, text) < 0.1
-    assert name in PAGE.read_text("utf-8").partition("time_step_min")[0]
+    assert "zamba2" in PAGE.read_text("utf-8").partition("time_step_min")[0]
 
 
 def test_kinds_of_outcomes():

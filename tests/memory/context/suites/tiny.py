@@ -87,6 +87,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dory": {"layer_types": [SLIDING, FULL]},
     "dots1": _GROUPS | {"n_shared_experts": 1},
     "dots3_note_text": _LATENT | {"n_shared_experts": 1},
+    "ergo": {"layer_types": [SLIDING, FULL], "first_dense_intermediate_size": 32}
+    | {"shared_intermediate_size": 32},
     "exaone4": _MIXED,
     "exaone_moe": _MIXED,
     "dbrx": {
@@ -139,6 +141,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8},
     "kimi_linear": _LATENT | {"layer_types": [LINEAR, FULL]},
     "kolibri1": _MIXED,
+    "kolibri1_1": {"layer_types": [SLIDING, "indexed_attention"], "head_dim": 16, "index_num_heads": 2},
     "laguna": _MIXED,
     "lara_mini": _LINEAR | {"layer_types": [LINEAR, SLIDING, FULL], "num_hidden_layers": 3},
     "lfm2": {"layer_types": ["conv", FULL], "conv_L_cache": 3},
@@ -177,9 +180,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "ssm_state_size": 8,
         "n_groups": 1,
         "chunk_size": 8,
-        # With larger values the model's steps differ from its scan.
-        "time_step_min": 1e-9,
-        "time_step_floor": 1e-9,
     },
     "olmo3": _MIXED,
     "olmo_hybrid": _LINEAR,
@@ -236,6 +236,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "n_mamba_heads": 4,
         "chunk_size": 8,
+        # With larger values the model's steps differ from its scan.
         "time_step_min": 1e-9,
         "time_step_floor": 1e-9,
     },
