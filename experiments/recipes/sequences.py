@@ -90,12 +90,13 @@ def state_tracking() -> SequenceTaskConfig:
 @recipe("state-tracking-s5", title="S5, permutations of 5 items", settings=_permutation_settings(4))
 def state_tracking_s5() -> SequenceTaskConfig:
     """Supervised sequence modeling: after each permutation of 5 items, predict the product so far."""
-    # From all permutations at once, models learn the products of pairs and no longer ones.
+    # From all permutations at once, models learn the products of pairs and no longer ones. The last stage
+    # starts while the learning rate is high.
     return SequenceTaskConfig(
         suite=Swaps(),
         batch_rows=128,
-        curriculum=0.6,
-        total_steps=10_000_000,
+        curriculum=0.36,
+        total_steps=12_000_000,
         eval_items=(),
         eval_rows=256,
     )
