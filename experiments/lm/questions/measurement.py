@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from scrubjay.experiments.lm.questions.passages import (
     split_prompt,
 )
 from scrubjay.experiments.lm.questions.report import make_sections
-from scrubjay.experiments.lm.questions.shared_reading import MAX_CACHES, Reading, read_together
+from scrubjay.experiments.lm.questions.shared_reading import PromptRecord, Reading, record_prompt
 from scrubjay.experiments.lm.reading import cache_nbytes, for_tokenizer, generate, losses, read
 from scrubjay.experiments.measurements import Records, write_table
 from scrubjay.experiments.progress import ProgressDisplay
@@ -73,8 +73,8 @@ class Contender(NamedTuple):
 def run_questions(options: QuestionsOptions, command: str) -> list[Path]:
     """Run the measurements that the output directory lacks, write the table, and return its path.
 
-    Raises ValueError on invalid options. The answers about one text are saved together, so Ctrl-C loses only
-    the present text.
+    Raises ValueError on invalid options. The answers of a policy about one text are saved together, so Ctrl-C
+    loses only these.
     """
     model, tokenizer = options.start()
     contenders, refusals = list_contenders(options, model)
@@ -159,116 +159,93 @@ def _answer_all(
     present = {unit for unit, number in counts.items() if number == count_questions(unit[0])}
     if len(present) < len(counts):  # an interrupted text is answered again
         records.keep(lambda row: _unit(row) in present)
-    plan: list[tuple[int, str, QuestionTime, list[Contender]]] = []
-    for sample, kind, time in itertools.product(range(options.samples), PASSAGES, options.times):
-        missing = [one for one in contenders if (kind, sample, time, *one[:2]) not in present]
-        plan.append((sample, kind, time, missing))
-    done = 0
-    with ProgressDisplay(
-        "questions, texts", sum(len(missing) for *_, missing in plan), 0, not options.quiet
-    ) as display:
-        for sample, kind, time, missing in plan:
-            if not missing:
-                continue
-            passage = make(kind, sample)
+    plan: list[tuple[int, str, QuestionTime, Contender]] = [
+        (sample, kind, time, one)
+        for sample, kind, time in itertools.product(range(options.samples), PASSAGES, options.times)
+        for one in contenders
+        if (kind, sample, time, one.method, one.share) not in present
+    ]
+
+    @functools.lru_cache(maxsize=1)
+    def open_passage(kind: str, sample: int) -> PassageReader:
+        return PassageReader(model, tokenizer, make(kind, sample), options.block)
+
+    with ProgressDisplay("questions, texts", len(plan), 0, not options.quiet) as display:
+        for done, (sample, kind, time, one) in enumerate(plan, 1):
             unit = {"passage": kind, "sample": sample, "time": time}
-            for group in group_readers(missing, time):
-                copies = find_equal_answers(records, unit, group)
-                answers = copies or answer_passage(
-                    model, tokenizer, passage, time, [one.policy for one in group], options.block
-                )
-                for one, rows in zip(group, answers, strict=True):
-                    for row in rows:
-                        records.append(unit | {"method": one.method, "share": one.share} | row)
-                done += len(group)
-                display.update(done, {})
+            rows = find_equal_answers(records, unit, one) or open_passage(kind, sample).answer(
+                one.policy, time
+            )
+            for row in rows:
+                records.append(unit | {"method": one.method, "share": one.share} | row)
+            display.update(done, {})
 
 
 def make_passages(options: QuestionsOptions, tokenizer: Any) -> Callable[[str, int], Passage]:
-    """Return a function that makes the passage of a kind and a sample, and remembers the last one."""
+    """Return a function that makes the passage of a kind and a sample."""
     sentences, count = split_sentences(options.read()), token_counter(tokenizer)
 
-    @functools.lru_cache(maxsize=1)
     def make(kind: str, sample: int) -> Passage:
         return make_passage(kind, options.length, count, sentences, f"{options.seed} {kind} {sample}")
 
     return make
 
 
-def group_readers(contenders: Sequence[Contender], time: QuestionTime) -> Iterator[list[Contender]]:
-    """Yield groups of contenders that read a text together.
-
-    In a stream, the texts that the policies have compressed differ, so that each reads alone.
-    """
-    together = [one for one in contenders if one.policy.reads_whole and time != "streaming"]
-    for first in range(0, len(together), MAX_CACHES):
-        yield together[first : first + MAX_CACHES]
-    for one in contenders:
-        if one not in together:
-            yield [one]
-
-
 def find_equal_answers(
-    records: Records, unit: Mapping[str, Any], group: Sequence[Contender]
-) -> list[list[dict[str, Any]]] | None:
+    records: Records, unit: Mapping[str, Any], contender: Contender
+) -> list[dict[str, Any]]:
     """Return the answers of a contender at another time, if it reads and answers at all times alike.
 
     This holds for a policy that neither knows a question nor compresses a prompt when it ends.
     """
-    (contender, *others) = group
-    if others or contender.policy.reads_whole or contender.policy.query_aware:
-        return None
+    if contender.policy.reads_whole or contender.policy.query_aware:
+        return []
     rows = records.find(
         passage=unit["passage"], sample=unit["sample"], method=contender.method, share=contender.share
     )
-    rows = [row for row in rows if row["time"] == rows[0]["time"]]
     keys = [*unit, "method", "share"]
-    return (
-        [[{name: value for name, value in row.items() if name not in keys} for row in rows]] if rows else None
-    )
+    return [
+        {name: value for name, value in row.items() if name not in keys}
+        for row in rows
+        if row["time"] == rows[0]["time"]
+    ]
 
 
 def _unit(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("passage", "sample", "time", "method", "share"))
 
 
-@torch.no_grad()
-def answer_passage(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    passage: Passage,
-    time: QuestionTime,
-    policies: Sequence[context.ContextPolicy],
-    block: int,
-) -> list[list[dict[str, Any]]]:
-    """Return one row for each policy and question of a passage.
+class PassageReader:
+    """A model that reads a passage under many policies and answers its questions.
 
-    The text is read once, unless `time` is "known". All policies read it together if there are several.
+    Policies that read a prompt by full attention share one reading of the text, and one of each question.
 
     Args:
         model: A causal language model of transformers.
         tokenizer: Tokenizer of the model.
         passage: Text and questions.
-        time: When the policies learn the question.
-        policies: Policies of the caches. Several must read a prompt by full attention, and not a stream.
         block: Tokens per call of a stream, and of a policy that reads a prompt in blocks.
     """
-    policies = [for_tokenizer(policy, tokenizer) for policy in policies]
-    readings: list[Reading] = []
-    answers: list[list[dict[str, Any]]] = [[] for _ in policies]
-    for kind, example in passage.questions:
-        text, question = split_prompt(tokenizer, example)
-        if time == "known":
-            text, question = torch.cat([text, question]), question[:0]
-        if time == "known" or not readings:
-            readings = _read_text(model, text, policies, block, time == "streaming")
-        for (base, logits, read_cpu), rows in zip(readings, answers, strict=True):
-            size, cache = cache_nbytes(base), base if time == "known" else copy.deepcopy(base)
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, passage: Passage, block: int) -> None:
+        self._model, self._tokenizer, self._passage, self._block = model, tokenizer, passage, block
+        prompts = [split_prompt(tokenizer, example) for _, example in passage.questions]
+        self._text, self._questions = prompts[0][0], [question for _, question in prompts]
+
+    @torch.no_grad()
+    def answer(self, policy: context.ContextPolicy, time: QuestionTime) -> list[dict[str, Any]]:
+        """Return one row for each question of the passage; `time` is when the policy learns the question."""
+        policy, rows = for_tokenizer(policy, self._tokenizer), []
+        text = None if time == "known" else self._read_text(policy, time == "streaming")
+        for index, (kind, example) in enumerate(self._passage.questions):
+            base, logits, read_cpu = self._read_prompt(policy, index) if text is None else text
+            size = cache_nbytes(base)
+            cache = base if text is None else copy.deepcopy(base)
             with stopwatch() as timer:
-                if len(question):
-                    *_, logits = read(model, cache, question, block)
-                answer = generate(model, tokenizer, cache, logits, example)
-            reply = tokenizer.decode(answer)
+                if text is not None:
+                    *_, logits = read(self._model, cache, self._questions[index], self._block)
+                answer = generate(self._model, self._tokenizer, cache, logits, example)
+            reply = self._tokenizer.decode(answer)
             rows.append(
                 {
                     "kind": kind,
@@ -280,25 +257,35 @@ def answer_passage(
                     "cache_bytes": size,
                 }
             )
-    return answers
+        return rows
 
+    def _read_text(self, policy: context.ContextPolicy, streams: bool) -> Reading:
+        """Return a cache that has read the text, in blocks if it streams."""
+        if not streams and policy.reads_whole:
+            return self._text_record.read(policy)
+        return self._read(policy, self._text.split(self._block) if streams else [self._text])
 
-def _read_text(
-    model: PreTrainedModel,
-    tokens: Int[Tensor, " time"],
-    policies: Sequence[context.ContextPolicy],
-    block: int,
-    streams: bool,
-) -> list[Reading]:
-    """Return caches that have read a text, in blocks if it streams."""
-    if not streams and all(policy.reads_whole for policy in policies):
-        return read_together(model, tokens, policies)
-    (policy,) = policies
-    cache = context.PolicyCache(policy, model)
-    pieces = tokens.split(block) if streams else [tokens]
-    with stopwatch() as timer:
-        *_, logits = itertools.chain.from_iterable(read(model, cache, piece, block) for piece in pieces)
-    return [Reading(cache, logits, timer.cpu)]
+    def _read_prompt(self, policy: context.ContextPolicy, index: int) -> Reading:
+        """Return a cache that has read the text and one question as one prompt."""
+        if policy.reads_whole:
+            return self._prompt_records[index].read(policy)
+        return self._read(policy, [torch.cat([self._text, self._questions[index]])])
+
+    def _read(self, policy: context.ContextPolicy, pieces: Sequence[Int[Tensor, " time"]]) -> Reading:
+        cache = context.PolicyCache(policy, self._model)
+        with stopwatch() as timer:
+            *_, logits = itertools.chain.from_iterable(
+                read(self._model, cache, piece, self._block) for piece in pieces
+            )
+        return Reading(cache, logits, timer.cpu)
+
+    @functools.cached_property
+    def _text_record(self) -> PromptRecord:
+        return record_prompt(self._model, self._text)
+
+    @functools.cached_property
+    def _prompt_records(self) -> list[PromptRecord]:
+        return [self._text_record.extend(question) for question in self._questions]
 
 
 def _stream_all(

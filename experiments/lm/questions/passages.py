@@ -2,8 +2,9 @@
 
 All questions about one text have the same words before them, so a model can read the text once for all of
 them. The facts are of four kinds: a number, a person, a place and a color. Each is one sentence in the novel,
-at a random place, and the sentence after it has nothing to do with it. A needle of RULER stands in the same
-text. The two other texts are RULER's variable tracking and common words.
+at a random place, and the sentence after it has nothing to do with it. Needles of RULER stand in the same
+text. Two facts of each kind and two needles differ in their name and answer. The two other texts are RULER's
+variable tracking and common words.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from scrubjay.experiments.lm.reading import tokenize
 from scrubjay.experiments.lm.ruler import make_example
 
 FACTS = "facts"
-"""Passage with four facts and a needle."""
+"""Passage with facts and needles."""
 PASSAGES = (FACTS, "variable_tracking", "common_words")
 """Kinds of passages; the last two have one question each."""
 
 _INSTRUCTION = "Read the following text. You will be asked about it."
-_FACT_TOKENS, _NEEDLE_TOKENS = 12, 24
+_FACT_TOKENS, _NEEDLE_TOKENS = 8, 12
+_PER_KIND = 2
 _SURNAMES = (
     "Abernathy",
     "Blackwood",
@@ -110,7 +112,7 @@ _COLORS = (
 
 
 class _Fact(NamedTuple):
-    """Sentence, question, beginning of the answer, and the values of one kind of fact."""
+    """Sentence, question and possible values of one kind of fact."""
 
     sentence: str
     question: str
@@ -146,7 +148,7 @@ KINDS = (*_FACTS, "needle", *PASSAGES[1:])
 
 def count_questions(kind: str) -> int:
     """Return the number of questions about a passage of this kind."""
-    return len(_FACTS) + 1 if kind == FACTS else 1
+    return _PER_KIND * (len(_FACTS) + 1) if kind == FACTS else 1
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,10 @@ def make_passage(
         return dataclasses.replace(question, context=context)
 
     # The longest question decides, so that all questions have the same text.
-    longest = max(questions.values(), key=lambda question: count(build(1, question)))
+    longest = max((question for _, question in questions), key=lambda question: count(build(1, question)))
     context = fit(lambda size: build(size, longest), length, count).context
     return Passage(
-        kind,
-        tuple((name, dataclasses.replace(question, context=context)) for name, question in questions.items()),
+        kind, tuple((name, dataclasses.replace(question, context=context)) for name, question in questions)
     )
 
 
@@ -205,23 +206,22 @@ def split_prompt(tokenizer: Any, example: Example) -> tuple[Int[Tensor, " text"]
     return tokenize(tokenizer, prompt[:place]), torch.tensor(question)
 
 
-def _make_questions(rng: random.Random) -> tuple[dict[str, Example], list[str]]:
-    """Return the questions of a text of facts by their kinds, without the text, and the statements."""
-    questions, statements = {}, []
-    for (kind, fact), name in zip(_FACTS.items(), rng.sample(_SURNAMES, len(_FACTS)), strict=True):
-        value = rng.choice(fact.values)
-        statements.append(fact.sentence.format(name=name, value=value))
-        prefix = fact.sentence.format(name=name, value="\0").partition("\0")[0].rstrip()
-        question = fact.question.format(name=name)
-        questions[kind] = Example(_INSTRUCTION, "", question, prefix, (value,), _FACT_TOKENS)
-    (key,), (value,) = draw_keys(rng, "word", 1), draw_keys(rng, "number", 1)
-    statements.append(needle(key, value, "number"))
-    questions["needle"] = Example(
-        _INSTRUCTION,
-        "",
-        f"What is the secret number of {key}?",
-        f"The secret number of {key} is",
-        (value,),
-        _NEEDLE_TOKENS,
-    )
+def _make_questions(rng: random.Random) -> tuple[list[tuple[str, Example]], list[str]]:
+    """Return the kinds and questions of a text of facts, without the text, and the statements."""
+    questions, statements = [], []
+
+    def add(kind: str, statement: str, question: str, prefix: str, value: str, tokens: int) -> None:
+        statements.append(statement)
+        questions.append((kind, Example(_INSTRUCTION, "", question, prefix, (value,), tokens)))
+
+    names = iter(rng.sample(_SURNAMES, _PER_KIND * len(_FACTS)))
+    for kind, fact in _FACTS.items():
+        for value, name in zip(rng.sample(fact.values, _PER_KIND), names, strict=False):
+            sentence = fact.sentence.format(name=name, value=value)
+            prefix = fact.sentence.format(name=name, value="\0").partition("\0")[0].rstrip()
+            add(kind, sentence, fact.question.format(name=name), prefix, value, _FACT_TOKENS)
+    keys, values = draw_keys(rng, "word", _PER_KIND), draw_keys(rng, "number", _PER_KIND)
+    for key, value in zip(keys, values, strict=True):
+        question, prefix = f"What is the secret number of {key}?", f"The secret number of {key} is"
+        add("needle", needle(key, value, "number"), question, prefix, value, _NEEDLE_TOKENS)
     return questions, statements

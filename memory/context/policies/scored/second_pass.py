@@ -169,45 +169,44 @@ class SecondPass:
             memories[0].state["ids"] = ids
             return
         positions = step.position_ids.masked_fill(step.time < 0, -1).amax(dim=1) + 1
-        _score_again(cache, entry, ids, positions.maximum(step.after))
+        self.score(cache, entry, ids, positions.maximum(step.after))
         _evict(memories)
 
+    @torch.no_grad()
+    def score(
+        self, cache: Any, entry: nn.Module, ids: Int[Tensor, "batch tokens"], positions: Int[Tensor, " batch"]
+    ) -> None:
+        """Score the last tokens of a cache.
 
-@torch.no_grad()
-def _score_again(
-    cache: Any, entry: nn.Module, ids: Int[Tensor, "batch tokens"], positions: Int[Tensor, " batch"]
-) -> None:
-    """Score the last tokens of a cache by a second pass.
-
-    Args:
-        cache: The `PolicyCache`.
-        entry: Submodel that gets the cache first.
-        ids: Token ids, negative for padding.
-        positions: Position of the next token of each row.
-    """
-    policy: Any = cache.policy.inner
-    layers: list[Any] = [layer for layer in cache.attention_layers if layer.sees_everything]
-    padded = bool((ids < 0).any()) or not isinstance(cache.count, int)
-    for rows in [[row] for row in range(len(ids))] if padded else [list(range(len(ids)))]:
-        own = ids[rows]
-        own = own[:, own[0] >= 0]
-        scores: list[list[Tensor]] = [[] for _ in layers]
-        for first in range(0, own.shape[1], policy.chunk):
-            chunk = own[:, first : first + policy.chunk]
-            clone: Any = _copy_for_repetition(cache, rows if padded else None)
-            memories = [clone.layers[layer.index].memory for layer in layers]
-            for memory in memories:
-                memory.chunk = chunk.shape[1], own.shape[1] - first - chunk.shape[1]
-            instruction = torch.tensor(policy.instruction or (), dtype=chunk.dtype, device=chunk.device)
-            again = torch.cat([instruction.expand(len(chunk), -1), chunk], dim=1)
-            places = positions[rows][:, None] + torch.arange(again.shape[1], device=chunk.device)
-            options = {"position_ids": places} if cache.takes_positions else {}
-            entry(input_ids=again, cache=clone, use_cache=True, **options)
-            for parts, memory in zip(scores, memories, strict=True):
-                parts.append(memory.chunk_scores)
-        for layer, parts in zip(layers, scores, strict=True):
-            if parts:
-                layer.memory.set_scores(torch.cat(parts, dim=2), rows)
+        Args:
+            cache: The `PolicyCache`.
+            entry: Submodel that gets the cache first.
+            ids: Token ids, negative for padding.
+            positions: Position of the next token of each row.
+        """
+        policy: Any = cache.policy.inner
+        layers: list[Any] = [layer for layer in cache.attention_layers if layer.sees_everything]
+        padded = bool((ids < 0).any()) or not isinstance(cache.count, int)
+        for rows in [[row] for row in range(len(ids))] if padded else [list(range(len(ids)))]:
+            own = ids[rows]
+            own = own[:, own[0] >= 0]
+            scores: list[list[Tensor]] = [[] for _ in layers]
+            for first in range(0, own.shape[1], policy.chunk):
+                chunk = own[:, first : first + policy.chunk]
+                clone: Any = _copy_for_repetition(cache, rows if padded else None)
+                memories = [clone.layers[layer.index].memory for layer in layers]
+                for memory in memories:
+                    memory.chunk = chunk.shape[1], own.shape[1] - first - chunk.shape[1]
+                instruction = torch.tensor(policy.instruction or (), dtype=chunk.dtype, device=chunk.device)
+                again = torch.cat([instruction.expand(len(chunk), -1), chunk], dim=1)
+                places = positions[rows][:, None] + torch.arange(again.shape[1], device=chunk.device)
+                options = {"position_ids": places} if cache.takes_positions else {}
+                entry(input_ids=again, cache=clone, use_cache=True, **options)
+                for parts, memory in zip(scores, memories, strict=True):
+                    parts.append(memory.chunk_scores)
+            for layer, parts in zip(layers, scores, strict=True):
+                if parts:
+                    layer.memory.set_scores(torch.cat(parts, dim=2), rows)
 
 
 def _copy_for_repetition(cache: Any, rows: list[int] | None) -> Any:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scrubjay.experiments.lm.options import QuestionsOptions
-from scrubjay.experiments.lm.questions.measurement import answer_passage, list_contenders, make_with_budget
+from scrubjay.experiments.lm.questions.measurement import PassageReader, list_contenders, make_with_budget
 from scrubjay.experiments.lm.questions.passages import make_passage
 from scrubjay.experiments.lm.reading import answer
 from scrubjay.memory import context
@@ -21,7 +21,7 @@ def passage():
 @pytest.mark.parametrize("name", ["full", "sinks", "snapkv", "kvzip", "recycled"])
 def test_a_known_question_is_answered_as_in_one_prompt(name, model, passage):
     (model, tokenizer), policy = model, make_with_budget(name, 60, 160)
-    (rows,) = answer_passage(model, tokenizer, passage, "known", [policy], 16)
+    rows = PassageReader(model, tokenizer, passage, 16).answer(policy, "known")
     for row, (kind, example) in zip(rows, passage.questions, strict=True):
         alone = answer(model, tokenizer, policy, example, 16)
         assert (row["kind"], row["text"], row["score"]) == (kind, alone.text, alone.score)
@@ -30,13 +30,23 @@ def test_a_known_question_is_answered_as_in_one_prompt(name, model, passage):
 @pytest.mark.parametrize("time", ["known", "later", "streaming"])
 def test_a_policy_that_keeps_all_answers_alike_at_all_times(time, model, passage):
     model, tokenizer = model
-    (rows,) = answer_passage(model, tokenizer, passage, time, [context.make("full")], 16)
-    (once,) = answer_passage(model, tokenizer, passage, "known", [context.make("full")], 16)
+    reader = PassageReader(model, tokenizer, passage, 16)
+    rows, once = (reader.answer(context.make("full"), each) for each in (time, "known"))
     assert [row["text"] for row in rows] == [row["text"] for row in once]
 
 
-@pytest.mark.parametrize(("time", "texts"), [("known", 5), ("later", 1), ("streaming", 1)])
-def test_the_text_is_read_once_unless_the_question_is_known(time, texts, model, passage, monkeypatch):
+@pytest.mark.parametrize(
+    ("names", "times", "texts"),
+    [
+        (("snapkv", "full"), ("later", "known"), 1),
+        (("snapkv",), ("streaming",), 2),
+        (("sinks",), ("later",), 1),
+        (("sinks",), ("known",), 10),
+    ],
+)
+def test_policies_that_read_whole_share_one_reading_of_a_text(
+    names, times, texts, model, passage, monkeypatch
+):
     model, tokenizer = model
     kind, lengths = type(model), []
     forward = kind.forward
@@ -47,10 +57,12 @@ def test_the_text_is_read_once_unless_the_question_is_known(time, texts, model, 
         return forward(self, input_ids, **keywords)
 
     monkeypatch.setattr(kind, "forward", record_length)
-    policy = make_with_budget("snapkv", 60, 160)
-    (rows,) = answer_passage(model, tokenizer, passage, time, [policy], 64)
-    assert len([length for length in lengths if length >= 64]) == texts * (2 if time == "streaming" else 1)
-    assert len({row["cache_bytes"] for row in rows}) == 1 or time == "known"
+    reader = PassageReader(model, tokenizer, passage, 64 if times == ("streaming",) else 160)
+    for name in names:
+        for time in times:
+            rows = reader.answer(make_with_budget(name, 60, 160), time)
+            assert len({row["cache_bytes"] for row in rows}) == 1 or time == "known"
+    assert len([length for length in lengths if length >= 64]) == texts
 
 
 def test_budgets_are_shares_and_refusals_are_listed(model, text):
@@ -92,7 +104,7 @@ def test_all_stands_for_every_policy_once(text):
 def test_a_policy_that_reads_in_blocks_answers_once_for_all_times(run, rows, model, text):
     flags = ("--length", 700, "--shares", 0.3, "--samples", 1, "--perplexity", 48, "--methods", "sinks")
     answers = rows(run("questions", *flags) / "answers.jsonl")
-    assert len(answers) == 3 * 7
+    assert len(answers) == 3 * 12
     parts = [[row for row in answers if row["time"] == time] for time in ("known", "later", "streaming")]
     for part in parts:
         assert [row | {"time": ""} for row in part] == [row | {"time": ""} for row in parts[0]]
@@ -103,8 +115,8 @@ def test_the_same_command_resumes_and_adds_methods(run, rows):
     flags = ("--length", 700, "--shares", 0.3, "--samples", 1, "--perplexity", 48, "--block", 128)
     out = run("questions", *flags, "--methods", "full", "sinks", "--times", "later")
     before = rows(out / "answers.jsonl")
-    assert [(row["method"], row["share"]) for row in before[:6:5]] == [("full", 1.0), ("sinks", 0.3)]
-    assert len(before) == 2 * 7
+    assert [(row["method"], row["share"]) for row in before[:11:10]] == [("full", 1.0), ("sinks", 0.3)]
+    assert len(before) == 2 * 12
     (out / "answers.jsonl").write_text("".join((out / "answers.jsonl").read_text().splitlines(True)[:5]))
     again = rows(run("questions", *flags, "--methods", "full", "sinks", "--times", "later") / "answers.jsonl")
     names = ("passage", "method", "kind", "text", "score")
@@ -112,7 +124,7 @@ def test_the_same_command_resumes_and_adds_methods(run, rows):
         [row[name] for name in names] for row in before
     ]
     more = run("questions", *flags, "--methods", "full", "sinks", "window", "--times", "later", "known")
-    assert len(rows(more / "answers.jsonl")) == 3 * 2 * 7
+    assert len(rows(more / "answers.jsonl")) == 3 * 2 * 12
     table = (out / "table.md").read_text()
     assert "## Policies that drop tokens" in table
     assert "| sinks, 30 % |" in table

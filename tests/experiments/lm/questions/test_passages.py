@@ -16,7 +16,9 @@ def count(example):
 
 def test_all_questions_have_one_text_with_all_answers():
     passage = make_passage(FACTS, 400, count, SENTENCES, 1)
-    assert [kind for kind, _ in passage.questions] == list(KINDS[:5])
+    assert [kind for kind, _ in passage.questions] == [kind for kind in KINDS[:5] for _ in range(2)]
+    assert len({example.question for _, example in passage.questions}) == len(passage.questions)
+    assert len({example.references for _, example in passage.questions}) == len(passage.questions)
     (text,) = {(example.instruction, example.context) for _, example in passage.questions}
     for _, example in passage.questions:
         (value,) = example.references

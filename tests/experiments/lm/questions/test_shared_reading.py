@@ -1,14 +1,14 @@
-"""A prompt that many caches read in one call of the model: each has the tokens that it would have alone."""
+"""A prompt that many caches read by one call of the model: each has the tokens that it would have alone."""
 
 import pytest
 import torch
 
-from scrubjay.experiments.lm.questions import shared_reading
-from scrubjay.experiments.lm.questions.shared_reading import LeadingCache, read_together
+from scrubjay.experiments.lm.questions.shared_reading import record_prompt
 from scrubjay.memory import context
 from scrubjay.memory.context import PolicyCache
 from scrubjay.memory.context.identity import architecture
 from scrubjay.memory.context.policies.scored.kvzap import KVzapWeights
+from scrubjay.memory.context.policies.scored.second_pass import SecondPass
 
 pytestmark = [pytest.mark.requires("transformers"), pytest.mark.requires("wonderwords")]
 
@@ -42,18 +42,19 @@ def gemma():
 
 @torch.no_grad()
 def compare_with_reading_alone(model, policies):
-    readings = read_together(model, TOKENS, policies)
-    assert len(readings) == len(policies)
-    for policy, (cache, logits, cpu) in zip(policies, readings, strict=True):
-        alone = PolicyCache(policy, model)
-        expected = model(TOKENS[None], cache=alone).logits[0, -1]
-        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-        assert cpu > 0
-        for length in (3, 1, 1):
-            assert cache.nbytes() == alone.nbytes(), policy
-            tokens = TOKENS[None, :length]
-            ours, theirs = (model(tokens, cache=each).logits for each in (cache, alone))
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    text = record_prompt(model, TOKENS[:30])
+    for record in (record_prompt(model, TOKENS), text.extend(TOKENS[30:]), text, text.extend(TOKENS[30:33])):
+        for policy in policies:
+            cache, logits, cpu = record.read(policy)
+            alone = PolicyCache(policy, model)
+            expected = model(record.tokens[None], cache=alone).logits[0, -1]
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+            assert cpu > 0
+            for length in (3, 1, 1):
+                assert cache.nbytes() == alone.nbytes(), policy
+                tokens = TOKENS[None, :length]
+                ours, theirs = (model(tokens, cache=each).logits for each in (cache, alone))
+                torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def make_kvzap(model):
@@ -73,15 +74,28 @@ def test_layers_with_windows_are_shared_too(gemma):
     compare_with_reading_alone(gemma, make_all())
 
 
-def test_many_caches_read_in_groups(model, monkeypatch):
-    monkeypatch.setattr(shared_reading, "MAX_CACHES", 3)
-    compare_with_reading_alone(model[0], [*make_all()[:4], *make_all(4)[:4]])
+def test_budgets_of_one_policy_share_a_second_pass(model, monkeypatch):
+    passes = []
+    score = SecondPass.score
+    monkeypatch.setattr(
+        SecondPass, "score", lambda self, *arguments: (passes.append(1), score(self, *arguments))
+    )
+    policies = [context.make("kvzip", budget=budget, window=4) for budget in (20, 12, 26)]
+    policies.append(context.make("kvzip", budget=20, window=4, chunk=7))
+    record = record_prompt(model[0], TOKENS)
+    readings = [record.read(policy) for policy in policies]
+    assert len(passes) == 2
+    own = [second.cpu for second in record.scores.values()]
+    assert all(cpu >= record.cpu + min(own) for _, _, cpu in readings)
+    compare_with_reading_alone(model[0], policies)
 
 
 def test_a_policy_that_attends_otherwise_is_refused(model):
-    cache = PolicyCache(context.make("sinks", budget=16), model[0])
+    record = record_prompt(model[0], TOKENS)
     with pytest.raises(ValueError, match="does not read a prompt by full attention"):
-        LeadingCache(model[0], [cache])
+        record.read(context.make("sinks", budget=16))
+    with pytest.raises(ValueError, match="cannot be extended again"):
+        record.extend(TOKENS[:3]).extend(TOKENS[:3])
 
 
 def test_every_policy_that_reads_whole_is_tested():
