@@ -341,8 +341,8 @@ class QuestionsOptions(TextOptions):
     text. streaming: after a text that arrives in blocks, each of which is compressed."""
     length: int = 4096
     """Largest number of tokens of text, question and answer together."""
-    samples: int = 8
-    """Number of texts of each kind. Together they have seven questions."""
+    samples: int = 4
+    """Number of texts of each kind. Together the three texts of a sample have twelve questions."""
     perplexity: tuple[int, ...] = (4096, 16384)
     """Lengths of a streamed text whose perplexity is measured. Beyond the model's window only the policies
     that move positions are measured."""

@@ -36,7 +36,7 @@ PRESSES = {
 ADAKV = "adakv"
 """Our name of AdaKV around SnapKV, a wrapper in kvpress."""
 TIMES = ("known", "later")
-_KEYS = ("passage", "sample", "kind", "time", "method", "share")
+_KEYS = ("passage", "sample", "number", "time", "method", "share")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -57,9 +57,9 @@ def export(arguments: argparse.Namespace) -> None:
     with (arguments.out / "prompts.jsonl").open("w", encoding="utf-8") as file:
         for sample in range(options.samples):
             for passage in PASSAGES:
-                for kind, example in make(passage, sample).questions:
+                for number, (kind, example) in enumerate(make(passage, sample).questions):
                     text, question = split_prompt(tokenizer, example)
-                    row = {"passage": passage, "sample": sample, "kind": kind}
+                    row = {"passage": passage, "sample": sample, "number": number, "kind": kind}
                     row |= {"text": text.tolist(), "question": question.tolist()}
                     row |= {"references": example.references, "new_tokens": example.new_tokens}
                     file.write(json.dumps(row) + "\n")
@@ -158,16 +158,16 @@ def table(arguments: argparse.Namespace) -> None:
     from scrubjay.experiments.measurements import markdown
 
     prompts = {
-        (row["passage"], row["sample"], row["kind"]): row["references"]
+        (row["passage"], row["sample"], row["number"]): row["references"]
         for row in _read(arguments.folder / "prompts.jsonl")
     }
     scores: dict[tuple[str, float, str, str], list[float]] = {}
     for row in _read(arguments.folder / "answers.jsonl"):
-        references = prompts[row["passage"], row["sample"], row["kind"]]
+        references = prompts[row["passage"], row["sample"], row["number"]]
         key = row["method"], row["share"], row["time"], "kvpress"
         scores.setdefault(key, []).append(string_match_all(row["text"], tuple(references)))
     for row in _read(arguments.ours / "answers.jsonl"):
-        if (row["passage"], row["sample"], row["kind"]) in prompts:
+        if (row["passage"], row["sample"], 0) in prompts:
             key = row["method"], row["share"], row["time"], "scrubjay"
             scores.setdefault(key, []).append(row["score"])
     lines = []
@@ -195,7 +195,7 @@ def main(words: Sequence[str] | None = None) -> None:
     one.add_argument("--out", type=Path, default=Path("runs/kvpress"), help="folder to write")
     one.add_argument("--model", default="smollm2", help="model name or folder")
     one.add_argument("--length", type=int, default=4096, help="largest number of tokens")
-    one.add_argument("--samples", type=int, default=7, help="number of texts of each kind")
+    one.add_argument("--samples", type=int, default=4, help="number of texts of each kind")
     one.set_defaults(run=export)
     two = parts.add_parser("answer", help="answer the prompts; in the environment of kvpress")
     two.add_argument("folder", type=Path, help="folder of `export`")

@@ -41,13 +41,13 @@ def test_prompts_are_exported_and_both_packages_are_compared(tiny_chat, tmp_path
     words = ["--model", str(folder), "--length", "9000", "--samples", "1", "--out", str(out)]
     main(["export", str(text), *words])
     prompts = [json.loads(line) for line in (out / "prompts.jsonl").read_text().splitlines()]
-    assert len(prompts) == 7
+    assert len(prompts) == 12
     assert all(prompt["text"] and prompt["question"] for prompt in prompts)
     read_again, _ = context.load_model(out / "model")
     torch.testing.assert_close(read_again.state_dict(), model.state_dict())
     ours = tmp_path / "ours"
     ours.mkdir()
-    keys = ("passage", "sample", "kind")
+    keys = ("passage", "sample", "number", "kind")
     rows = [{key: prompt[key] for key in keys} for prompt in prompts]
     fields = {"method": "snapkv", "share": 0.2, "time": "later"}
     with (out / "answers.jsonl").open("w") as theirs, (ours / "answers.jsonl").open("w") as own:
