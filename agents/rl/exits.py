@@ -30,6 +30,9 @@ def describe_exit(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     # Code such as argparse exits for its caller.
     own = [frame for frame in frames if not _is_library(Path(frame.filename))] or frames
+    # Weights & Biases replaces sys.exit by a method that calls it.
+    while len(own) > 1 and own[-1].name == "exit" and "site-packages" in Path(own[-1].filename).parts:
+        own.pop()
     place = f"{own[-1].filename}, line {own[-1].lineno}" if own else "unknown code"
     what = f"exit code {error.code!r}" if isinstance(error, SystemExit) else "no Ctrl-C"
     return f"{place} raised {type(error).__name__} ({what}), which must not end the process"

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from scrubjay.agents.rl.exits import describe_exit
 from scrubjay.experiments import EnvConfig, Run, TrainConfig, train
 from scrubjay.experiments.cli.failures import FailedError
 from scrubjay.experiments.launch.parallel import run_in_processes
@@ -122,6 +123,19 @@ def test_training_fails_with_the_name_of_the_environment(recipe, where, when, he
     assert err.count("\n") == 1
     assert read_status(tmp_path / "r") == ("failed" if when > 16 else "unfinished")
     assert ("continue with: scrubjay resume r" in err) == (when > 16)
+
+
+def test_an_exit_through_the_hook_of_wandb_is_that_of_its_caller(monkeypatch):
+    from wandb.sdk.lib.exit_hooks import ExitHooks
+
+    monkeypatch.setattr(sys, "exit", sys.exit)  # restores both after the test
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    ExitHooks().hook()
+    with pytest.raises(SystemExit) as error:
+        sys.exit(3)
+    message = describe_exit(error.value)
+    assert f"{__file__}, line " in message
+    assert "raised SystemExit (exit code 3)" in message
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")  # it also prints the errors of its processes
