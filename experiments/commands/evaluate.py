@@ -96,6 +96,8 @@ def run(argv: Sequence[str]) -> int:
     work = None if options.best_response else max(1.0, options.episodes / _EPISODES)
     with untrusted_limits(options.trust, work):
         with bad_input():
+            if _names_environment(options.run):
+                raise UsageError(f"no run at {options.run}; to play random actions there, add --random")
             trained_run = Run.load(options.run, options.trust, options.checkpoint)
             if changes:
                 trained_run = trained_run.with_memory(with_memory_fields(trained_run.config.memory, changes))
@@ -208,6 +210,17 @@ def _env_of_random(options: EvalOptions) -> EnvConfig | TeamEnvConfig:
     if isinstance(env, TeamEnvConfig):
         raise UsageError(f"--wrap requires a single agent; {options.run} is a team")
     return dataclasses.replace(env, wrappers=options.wrap)
+
+
+def _names_environment(run: Path) -> bool:
+    """Return True for the name of an environment, a recipe or a team that is not also a path."""
+    import gymnasium
+
+    from scrubjay.experiments.recipes import RECIPES
+    from scrubjay.experiments.tasks.teams import KNOWN_TEAMS
+
+    name = str(run)
+    return not run.exists() and (name in KNOWN_TEAMS or name in RECIPES or name in gymnasium.registry)
 
 
 def _evaluate_supervised(

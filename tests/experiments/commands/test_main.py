@@ -81,6 +81,8 @@ def test_train_eval_plot_play_in_one_go(here, tmp_path):
         (["train", "ppo", "--env", "no.such:thing"], ["'no.such:thing'"]),
         (["resume", "nowhere"], ["no run at nowhere"]),
         (["eval", "nowhere"], ["no run at nowhere"]),
+        (["eval", "CartPole-v1"], ["no run at CartPole-v1", "add --random"]),
+        (["eval", "scrubjay/TMaze-v0"], ["no run at scrubjay/TMaze-v0", "add --random"]),
         (["plot", "nowhere"], ["no run at nowhere"]),
         (["plot"], ["at least one run"]),
         (["export", "nowhere"], ["no run at nowhere"]),
