@@ -107,26 +107,29 @@ def recall_by_key(results: Results) -> Figure:
 
 
 def state(results: Results) -> Figure:
-    """Accuracy in parity and S3 by the length of the sequence."""
-    figure, panels = make_axes(2, width=4.8, height=4.0, sharey=True)
+    """Accuracy in parity, S3 and S5 by the length of the sequence."""
+    figure, panels = make_axes(3, width=4.8, height=4.0, sharey=True)
     parity = results.read_curves("parity", "parity", "length", num_items=1)
     permutations = results.read_curves("state-tracking", "state-tracking", "length", num_items=1)
     for row in results.read_rows("state-tracking-householders"):
         curve = permutations.setdefault("gated_delta, two writes", defaultdict(list))
         curve[row["test"]["length"]].append(row["score"])
     permutations["gated_delta, one write"] = permutations.pop("gated_delta")
-    for axes, curves, title, chance in zip(
+    longer_permutations = results.read_curves("state-tracking-s5", "state-tracking-s5", "length", num_items=4)
+    longer_permutations["gated_delta, four writes"] = longer_permutations.pop("gated_delta")
+    for axes, curves, title, chance, training_length in zip(
         panels,
-        (parity, permutations),
-        ("Parity of the bits so far", "S3, permutations of 3 items"),
-        (1 / 2, 1 / 6),
+        (parity, permutations, longer_permutations),
+        ("Parity of the bits so far", "S3, permutations of 3 items", "S5, permutations of 5 items"),
+        (1 / 2, 1 / 6, 1 / 120),
+        (64, 64, 16),
         strict=True,
     ):
-        draw_curves(axes, curves, title, _LENGTH, 64)
+        draw_curves(axes, curves, title, _LENGTH, training_length)
         draw_level(axes, chance, "chance")
         place_legend(axes)
     panels[0].set_ylabel(_ACCURACY)
-    add_note(figure, "Lines: mean of the seeds; bands: lowest to highest seed. Trained on 64 inputs.")
+    add_note(figure, "Lines: mean of the seeds; bands: lowest to highest seed.")
     return figure
 
 
@@ -426,6 +429,9 @@ _TESTS = {
     "tasks-tested-longer": ("tasks", "key-to-door", "distract_steps", [{}], 10, 0.5),
     "parity-lengths": ("parity", "parity", "length", [{"num_items": 1}], 64, 1 / 2),
     "state-tracking-lengths": ("state-tracking", "state-tracking", "length", [{"num_items": 1}], 64, 1 / 6),
+    "state-tracking-s5-lengths": (
+        "state-tracking-s5", "state-tracking-s5", "length", [{"num_items": 4}], 16, 1 / 120,
+    ),
     "mqar-all-lengths": (
         "mqar", "mqar", "length", [{"num_items": pairs} for pairs in (2, 4, 8, 16)], 64, None,
     ),

@@ -38,7 +38,7 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
     styles = assign_styles(labels.values())
     recipes = group_runs(runs, "recipe")
     columns = sorted({count for run in runs for count, _ in _accuracies(run)})
-    size = (1.0 + 3.4 * len(columns), 0.8 + 2.6 * len(recipes))
+    size = (1.0 + 3.4 * len(columns), 1.0 + 2.6 * len(recipes))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     grid = figure.subplots(len(recipes), len(columns), squeeze=False, sharex="row", sharey=True)
     for row, (recipe, panel) in zip(grid, recipes.items(), strict=True):
@@ -53,7 +53,7 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
             draw_level(axes, config.chance(test_count), "guessing")
             mark_training(axes, trained_span)
             as_trained = ", as in training" if test_count == trained_count else ""
-            title = f"{task_title(recipe)}: {test_count} {config.axis_labels[0]}{as_trained}"
+            title = f"{task_title(recipe)}\n{test_count} {config.axis_labels[0]}{as_trained}"
             axes.set_title(title, fontsize=9)
             axes.set_xlabel(f"{config.axis_labels[1]} (test)")
         row[0].set_ylabel(_ACCURACY_LABEL)

@@ -257,7 +257,9 @@ def draw_mean(
 def draw_level(axes: Axes, level: float, label: str) -> None:
     """Draw a labeled line at a score that needs no memory, or that others published."""
     axes.axhline(level, color="grey", linestyle="--", linewidth=1, label=label, gid=_LEVEL)
-    place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "top", "bbox": LABEL_BOX}
+    bottom, top = axes.get_ylim()
+    side = "bottom" if level < bottom + 0.1 * (top - bottom) else "top"
+    place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": side, "bbox": LABEL_BOX}
     axes.text(0.99, level, f"{label} ({level:.3g})", fontsize=8, color="#444444", zorder=1.5, **place)
 
 
