@@ -419,11 +419,12 @@ class MemoryBank(Owner, Succession):
         return fields
 
     def build_index(self) -> Iterator[tuple[int, int]]:
-        """Build the missing segments of an `approximate` bank's index.
+        """Build the missing parts of the index of embeddings.
 
-        Yield a pair after each segment: the last indexed record number and the highest record number. A
-        search builds missing segments, too, which takes minutes for a million records. Finished segments
-        remain if the iteration stops early. Without `approximate` this method does nothing.
+        Yield a pair after each part: the last indexed record number and the highest record number. Finished
+        parts remain if the iteration stops early. A search builds missing parts, too. For a million records
+        this takes minutes with `approximate`, and 15 seconds without. An exact index lacks parts only in a
+        file that an older version wrote, and after deletions.
         """
         if self._embedding_index is not None:
             yield from self._embedding_index.build_index()

@@ -28,6 +28,7 @@ from scrubjay.memory.bank.search.approximate import ApproximateIndex
 from scrubjay.memory.bank.search.candidates import Filter
 from scrubjay.memory.bank.search.completeness import find_lost_vectors
 from scrubjay.memory.bank.search.dense import Scan, ScopePredicate, VectorIndex
+from scrubjay.memory.bank.search.quantized import QuantizedIndex
 from scrubjay.memory.bank.search.relevance import QuestionLevel, question_level
 from scrubjay.memory.bank.search.segments import require_usearch
 from scrubjay.memory.bank.title import text_to_embed
@@ -63,7 +64,7 @@ class EmbeddingIndex:
         self._questions: dict[str, Float[np.ndarray, "Q D"]] = {}
         self._levels: dict[tuple[object, ...], tuple[int, QuestionLevel]] = {}
         self._verified_record: VerifiedRecord | None = None
-        self._index: VectorIndex | ApproximateIndex | None = None
+        self._index: VectorIndex | QuantizedIndex | ApproximateIndex | None = None
         self._surprise_config = surprise
         self._surprise: Surprise | None = None
         self._has_complete_vectors = False
@@ -86,7 +87,7 @@ class EmbeddingIndex:
         return drafts if surprise is None else surprise.add_importance(drafts)
 
     def embed_query(self, text: str, alone: bool = False) -> Float[np.ndarray, "D"]:
-        """Return the unit vector of a query, and build missing segments of an approximate index.
+        """Return the unit vector of a query, and build missing parts of the index.
 
         If the bank has a neural memory, its output is added to the vector unless `alone` is True.
         """
@@ -97,7 +98,7 @@ class EmbeddingIndex:
         surprise = None if alone else self._get_surprise(len(vector))
         if surprise is not None and surprise.config.recall_weight:
             vector = surprise.blend_recall(vector)
-        for _ in self.build_index():
+        for _ in self.build_index(must_write=False):
             pass
         return vector
 
@@ -146,16 +147,19 @@ class EmbeddingIndex:
             self._levels[key] = (count, level)
         return level
 
-    def build_index(self) -> Iterator[tuple[int, int]]:
-        """Build the missing segments of an approximate index.
+    def build_index(self, must_write: bool = True) -> Iterator[tuple[int, int]]:
+        """Build the missing segments of an approximate index, or the missing blocks of quantized embeddings.
 
-        Yield a pair after each segment: the last indexed record number and the highest record number.
+        Yield a pair after each segment: the last indexed record number and the highest record number. If
+        `must_write` is False, blocks that cannot be written at once are left out.
         """
-        if self._approximate:
+        if self._device is None:
             with self._store.reading() as connection:
                 dimension = read_dimension(connection)
                 index = None if dimension is None else self._get_index(dimension)
-            if isinstance(index, ApproximateIndex):
+            if isinstance(index, QuantizedIndex):
+                yield from index.catch_up(must_write)
+            elif isinstance(index, ApproximateIndex):
                 yield from index.catch_up()
 
     def note_dimension(self, connection: sqlite3.Connection, vector: Float[np.ndarray, "D"]) -> None:
@@ -203,7 +207,7 @@ class EmbeddingIndex:
         self._store.on_rollback(self._clear_cache)
         return self._surprise
 
-    def _get_index(self, dimension: int) -> VectorIndex | ApproximateIndex:
+    def _get_index(self, dimension: int) -> VectorIndex | QuantizedIndex | ApproximateIndex:
         """Return the index that all threads share.
 
         Call this method inside a transaction, since only one thread at a time has a transaction.
@@ -211,6 +215,8 @@ class EmbeddingIndex:
         if self._index is None:
             if self._approximate:
                 self._index = ApproximateIndex(self._store, dimension)
+            elif self._device is None:
+                self._index = QuantizedIndex(self._store, dimension)
             else:
                 self._index = VectorIndex(dimension, self._device)
         return self._index

@@ -11,6 +11,7 @@ from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.postings import delete_entry, entry_words, insert_entries
 from scrubjay.memory.bank.file.words import index_words
 from scrubjay.memory.bank.record import DRAFT_COLUMNS, Draft, Fingerprint, Version, read_trust, to_datetime
+from scrubjay.memory.bank.search.quantized import quantize_complete_block
 from scrubjay.memory.bank.search.segments import forget_in_segment
 
 _MAX_PAUSE = 86400.0  # seconds without a record after which a new chunk starts
@@ -142,6 +143,7 @@ def insert(
     )
     if draft.vector is not None:
         connection.execute("INSERT INTO vectors VALUES (?, ?)", (number, draft.vector.tobytes()))
+        quantize_complete_block(connection, number, len(draft.vector))
     if draft.expires is not None:
         connection.execute("INSERT INTO expiries VALUES (?, ?)", (number, draft.expires))
     return number

@@ -70,6 +70,8 @@ _SCHEMA_CHECKS = (
         OR typeof(field) != 'integer' OR typeof(data) != 'blob' OR length(data) % 4)""",
     """SELECT EXISTS (SELECT 1 FROM blocks WHERE typeof(records) != 'blob' OR length(records) % 4
         OR typeof(length) != 'integer')""",
+    """SELECT EXISTS (SELECT 1 FROM quantized
+        WHERE typeof(stamp) != 'integer' OR typeof(scopes) != 'text' OR typeof(data) != 'blob')""",
 )
 
 

@@ -96,6 +96,17 @@ MIGRATIONS: Migrations = (
             number INTEGER PRIMARY KEY REFERENCES records ON DELETE CASCADE, time REAL NOT NULL)""",
         "CREATE INDEX expiries_by_time ON expiries (time)",
     ),
+    (
+        # The first search quantizes the embeddings, since this takes seconds for a million records.
+        """CREATE TABLE quantized (
+            block INTEGER PRIMARY KEY, stamp INTEGER NOT NULL, scopes TEXT NOT NULL, data BLOB NOT NULL)""",
+        """CREATE TRIGGER quantized_after_insert AFTER INSERT ON vectors BEGIN
+            DELETE FROM quantized WHERE block = NEW.number / 512; END""",
+        """CREATE TRIGGER quantized_after_update AFTER UPDATE ON vectors BEGIN
+            DELETE FROM quantized WHERE block IN (OLD.number / 512, NEW.number / 512); END""",
+        """CREATE TRIGGER quantized_after_delete AFTER DELETE ON vectors BEGIN
+            DELETE FROM quantized WHERE block = OLD.number / 512; END""",
+    ),
 )
 """Layouts of the bank's own tables; each entry turns one layout into the next."""
 

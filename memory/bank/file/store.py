@@ -39,7 +39,8 @@ from scrubjay.memory.bank.file.schema import (
 _MMAP_SIZE = 1 << 40  # bytes of the file to map into memory; SQLite's own limit may be lower
 _LOG_SIZE = 1 << 26  # bytes of the write-ahead log; it is larger only while a reader needs older content
 _CACHE_SIZE = 16 << 10  # KiB of an untrusted file that a connection holds in memory
-_LOCK_TIMEOUT = 30.0  # seconds to wait for another process's lock
+LOCK_TIMEOUT = 30.0
+"""Seconds to wait for another process's lock."""
 _MAX_SQL_LENGTH = 100_000
 """Bytes of a statement, also of one in the schema of a file. Ours have fewer than 10,000."""
 _MAX_FOREIGN_VALUE = 16 << 20
@@ -69,7 +70,7 @@ class Store:
         self._changes_at_start = 0
         self._rollback_callbacks: set[Callable[[], None]] = set()
         self._connection = sqlite3.connect(
-            self.path, timeout=_LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
+            self.path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         try:
             with self._reporting_damage():
@@ -89,13 +90,14 @@ class Store:
         """Open a read transaction: all reads see one snapshot of the file."""
         return self._transaction("BEGIN")
 
-    def writing(self) -> AbstractContextManager[sqlite3.Connection]:
+    def writing(self, timeout: float = LOCK_TIMEOUT) -> AbstractContextManager[sqlite3.Connection]:
         """Open a write transaction. It is committed after the `with` block, or rolled back on an exception.
 
         Only one writer at a time has a write transaction. A nested `writing` in the same thread joins the
-        outer transaction.
+        outer transaction. Raises sqlite3.OperationalError if another process writes for longer than `timeout`
+        seconds.
         """
-        return self._transaction("BEGIN IMMEDIATE")
+        return self._transaction("BEGIN IMMEDIATE", timeout)
 
     def on_rollback(self, callback: Callable[[], None]) -> None:
         """Call `callback` if the current transaction is rolled back.
@@ -135,12 +137,18 @@ class Store:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextlib.contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, begin: str, timeout: float = LOCK_TIMEOUT) -> Iterator[sqlite3.Connection]:
         with self._lock, self._reporting_damage():
             if self._connection.in_transaction:  # of this thread, since it holds the lock
                 yield self._connection
                 return
-            self._connection.execute(begin)
+            if timeout != LOCK_TIMEOUT:
+                self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * timeout)}")
+            try:
+                self._connection.execute(begin)
+            finally:
+                if timeout != LOCK_TIMEOUT:
+                    self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * LOCK_TIMEOUT)}")
             self._changes_at_start = self._connection.total_changes
             try:
                 yield self._connection
@@ -220,7 +228,7 @@ class Store:
 
         Retry while the file is locked, since SQLite's timeout does not apply to this switch.
         """
-        deadline = time.monotonic() + _LOCK_TIMEOUT
+        deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL").fetchone()

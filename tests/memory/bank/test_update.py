@@ -187,8 +187,10 @@ def test_a_file_of_before_the_history_opens_without_one(tmp_path):
     with MemoryBank(path) as bank:
         id = bank.add("a heron")
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TABLE history")
-        connection.execute("DROP TABLE expiries")
+        for event in ("insert", "update", "delete"):
+            connection.execute(f"DROP TRIGGER quantized_after_{event}")
+        for table in ("history", "expiries", "quantized"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version = 4")
         connection.commit()
     with MemoryBank(path) as bank:
