@@ -6,12 +6,14 @@ Texts have a unique number and 12 words of a vocabulary of 50,000 with Zipf-like
 random points around one of 2,000 centers. Times are CPU times, so that other work on the machine does not
 count. The time of a search includes the embedding of its query, which costs almost nothing here. Every search
 measurement starts a new process. A bank of more than `--writes` records consists of copies of the bank of
-`--writes` records, made in SQL. The next run reuses the banks in `--folder`. If lancedb is installed, a bank
-and lancedb search the same texts and vectors in one process. Prints tables. Options: `--help`.
+`--writes` records, made in SQL. The next run reuses the banks in `--folder`. If lancedb or bm25s is
+installed, it searches the same texts and vectors in one process with a bank. Prints tables. Options:
+`--help`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import itertools
@@ -59,7 +61,7 @@ class BankBench:
     searches: int = 100
     """Timed searches of each bank."""
     beside: tuple[int, ...] = (10_000, 100_000)
-    """Numbers of records of the banks that are compared with lancedb."""
+    """Numbers of records of the banks that are compared with lancedb and bm25s."""
     indexed_sizes: Annotated[tuple[int, ...], tyro.conf.arg(name="indexed")] = (100_000, 1_000_000)
     """Numbers of records of the banks that are also searched with an approximate index."""
     dimension: int = 384
@@ -181,19 +183,28 @@ def multiply(source: Path, path: Path, copies: int, embeddings: CheapEmbeddings)
         connection.execute("COMMIT")
         print(f"{path.name}: {copy + 1} of {copies} copies", file=sys.stderr, flush=True)
     connection.close()
+    # A bank that was written record by record has its embeddings quantized already.
+    with MemoryBank(part, embeddings) as bank:
+        for done, count in bank.build_index():
+            print(f"{path.name}, quantized: {done:,}/{count:,}", file=sys.stderr, flush=True)
     part.rename(path)
 
 
 def measure_searches(
     path: Path, embeddings: CheapEmbeddings | None, searches: int, approximate: bool = False
 ) -> dict[str, float]:
-    """Return CPU milliseconds of searches (first, median, 99th percentile) and added peak memory in bytes."""
+    """Return CPU milliseconds of opening and searches, and added peak memory in bytes.
+
+    The keys are open, first (search), median, worst (99th percentile) and memory.
+    """
     texts = Texts(1)
-    before = peak_bytes()
+    before, began = peak_bytes(), time.process_time()
     with MemoryBank(path, embeddings, approximate=approximate) as bank:
+        opened = 1000 * (time.process_time() - began)
         first, _ = time_action(lambda: bank.search(texts.ask()), 1, f"{path.name}, the first search")
         median, worst = time_action(lambda: bank.search(texts.ask()), searches, f"{path.name}, searches")
-        return {"first": first, "median": median, "worst": worst, "memory": peak_bytes() - before}
+        memory = peak_bytes() - before
+    return {"open": opened, "first": first, "median": median, "worst": worst, "memory": memory}
 
 
 def build(path: Path, embeddings: CheapEmbeddings) -> tuple[float, float]:
@@ -266,17 +277,35 @@ def compare_with_lancedb(path: Path, embeddings: CheapEmbeddings, searches: int)
                 .text(text).rerank(reranker).limit(10).to_list(),
             ),
         ]  # fmt: skip
-        medians = []
-        for pair in pairs:
-            queries = itertools.tee(texts.ask() for _ in range(searches + 2))
-            # Each call of `next` makes one search.
-            methods = {
-                side: partial(next, map(search, own))
-                for side, (search, own) in enumerate(zip(pair, queries, strict=True))
-            }
-            ours, theirs = time_in_turns(methods, searches, warm_up=2).values()
-            medians.append((1000 * float(np.median(ours)), 1000 * float(np.median(theirs))))
-        return medians
+        return [_time_pair(*pair, [texts.ask() for _ in range(searches + 2)]) for pair in pairs]
+
+
+def compare_with_bm25s(path: Path, searches: int) -> tuple[float, float]:
+    """Return median CPU milliseconds of a bank and of bm25s for searches by words, with bm25s's defaults."""
+    bm25s: Any = importlib.import_module("bm25s")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        records = [text for (text,) in connection.execute("SELECT text FROM records")]
+    retriever = bm25s.BM25()
+    retriever.index(bm25s.tokenize(records, show_progress=False), show_progress=False)
+    texts = Texts(1)
+    with MemoryBank(path) as bank:
+        return _time_pair(
+            lambda text: bank.search(text, by="words"),
+            lambda text: retriever.retrieve(
+                bm25s.tokenize(text, show_progress=False), k=10, show_progress=False
+            ),
+            [texts.ask() for _ in range(searches + 2)],
+        )
+
+
+def _time_pair(
+    search: Callable[[str], object], peer: Callable[[str], object], queries: list[str]
+) -> tuple[float, float]:
+    """Return the median CPU milliseconds of two ways to search for the same queries, in turns."""
+    # Each call of `next` makes one search.
+    methods = {side: partial(next, map(each, queries)) for side, each in enumerate((search, peer))}
+    ours, theirs = time_in_turns(methods, len(queries) - 2, warm_up=2).values()
+    return 1000 * float(np.median(ours)), 1000 * float(np.median(theirs))
 
 
 def time_flat_scan(size: int, dimension: int) -> tuple[float, float]:
@@ -312,10 +341,10 @@ def main() -> None:
         "after opening:\n"
     )
     print(
-        "| records | MB on disk | words | words and vectors | first search | MB of memory "
+        "| records | MB on disk | words | words and vectors | opening | first search | MB of memory "
         "| vector scan, numpy | vector scan, torch |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for size in config.sizes:
         path = config.folder / f"vectors_{size}.db"
         if not path.exists():
@@ -328,7 +357,7 @@ def main() -> None:
         by_numpy, by_torch = run_in_new_process(time_flat_scan, size, config.dimension)
         print(
             f"| {size:,} | {path.stat().st_size / 1e6:,.0f} | {words['median']:.1f} / {words['worst']:.1f} | "
-            f"{both['median']:.1f} / {both['worst']:.1f} | {both['first']:,.0f} | "
+            f"{both['median']:.1f} / {both['worst']:.1f} | {both['open']:.1f} | {both['first']:,.0f} | "
             f"{both['memory'] / 1e6:,.0f} | "
             f"{by_numpy:.1f} | {by_torch:.1f} |",
             flush=True,
@@ -340,17 +369,31 @@ def main() -> None:
 def _beside(config: BankBench, embeddings: CheapEmbeddings) -> None:
     if importlib.util.find_spec("lancedb") is None:
         print("\nlancedb is not installed; the comparison with lancedb was skipped.")
-        return
-    print(
-        "\nCPU milliseconds per search of a bank / of lancedb, and their ratio; both search the same texts "
-        "and vectors in one process:\n"
-    )
-    print("| records | words | vectors, exact search | both |\n|---|---|---|---|")
-    for size in config.beside:
-        path = config.folder / f"vectors_{size}.db"
-        medians = run_in_new_process(compare_with_lancedb, path, embeddings, config.searches)
-        cells = (f"{ours:.1f} / {theirs:.1f} = {ours / theirs:.2f}" for ours, theirs in medians)
-        print(f"| {size:,} | {' | '.join(cells)} |", flush=True)
+    else:
+        print(
+            "\nCPU milliseconds per search of a bank / of lancedb, and their ratio; both search the same "
+            "texts and vectors in one process:\n"
+        )
+        print("| records | words | vectors, exact search | both |\n|---|---|---|---|")
+        for size in config.beside:
+            path = config.folder / f"vectors_{size}.db"
+            medians = run_in_new_process(compare_with_lancedb, path, embeddings, config.searches)
+            print(f"| {size:,} | {' | '.join(itertools.starmap(_format_ratio, medians))} |", flush=True)
+    if importlib.util.find_spec("bm25s") is None:
+        print("\nbm25s is not installed; the comparison with bm25s was skipped.")
+    else:
+        print(
+            "\nCPU milliseconds per search by words of a bank / of bm25s, and their ratio, in one process:\n"
+        )
+        print("| records | words |\n|---|---|")
+        for size in config.beside:
+            path = config.folder / f"vectors_{size}.db"
+            medians = run_in_new_process(compare_with_bm25s, path, config.searches)
+            print(f"| {size:,} | {_format_ratio(*medians)} |", flush=True)
+
+
+def _format_ratio(ours: float, theirs: float) -> str:
+    return f"{ours:.1f} / {theirs:.1f} = {ours / theirs:.2f}"
 
 
 def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
