@@ -42,7 +42,8 @@ class MemoriesConfig:
     env: str = "scrubjay/RepeatPrevious-v0"
     """Environment id; any environment with small observations is suitable."""
     memories: tuple[str, ...] = ()
-    """Memories to compare with `none`; by default all registered memories, and `titans` with depth 2."""
+    """Memories to compare with `none`; by default all registered memories, `titans` with depth 2, and
+    `gated_delta` with 2 and 4 writes per step."""
     dim: int = 64
     """Width of every layer."""
     num_envs: int = 64
@@ -65,11 +66,14 @@ class MemoriesConfig:
         """Memory configs by their name in the table, `none` first."""
         others = [name for name in self.memories or list_memories() if name != _NONE]
         configs = {name: make_config(name, dim=self.dim) for name in (_NONE, *others)}
-        return (
-            configs
-            if self.memories
-            else configs | {"titans, depth 2": make_config("titans", dim=self.dim, depth=2)}
-        )
+        if self.memories:
+            return configs
+        configs["titans, depth 2"] = make_config("titans", dim=self.dim, depth=2)
+        for writes in (2, 4):
+            configs[f"gated_delta, {writes} writes"] = make_config(
+                "gated_delta", dim=self.dim, householders=writes
+            )
+        return configs
 
     @property
     def training(self) -> ThroughputConfig:
