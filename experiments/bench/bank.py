@@ -200,11 +200,11 @@ def measure_searches(
     texts = Texts(1)
     before, began = peak_bytes(), time.process_time()
     with MemoryBank(path, embeddings, approximate=approximate) as bank:
-        opened = 1000 * (time.process_time() - began)
+        opening = 1000 * (time.process_time() - began)
         first, _ = time_action(lambda: bank.search(texts.ask()), 1, f"{path.name}, the first search")
         median, worst = time_action(lambda: bank.search(texts.ask()), searches, f"{path.name}, searches")
         memory = peak_bytes() - before
-    return {"open": opened, "first": first, "median": median, "worst": worst, "memory": memory}
+    return {"open": opening, "first": first, "median": median, "worst": worst, "memory": memory}
 
 
 def build(path: Path, embeddings: CheapEmbeddings) -> tuple[float, float]:
