@@ -1,10 +1,13 @@
 """Exact search with quantized embeddings: it returns the same records as a scan of all embeddings."""
 
 import contextlib
+import functools
 import itertools
 import sqlite3
+import tempfile
 import warnings
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,13 +54,28 @@ def open_bank(path, **options):
     return MemoryBank(path, RandomEmbeddings(), lambda: START, **options)
 
 
-def fill(path, count=COUNT, first=0, word="fact"):
+def add_records(path, count=COUNT, first=0, word="fact"):
     with open_bank(path) as bank:
         drafts = [
             bank.draft(f"{word} {number}", namespace=(str(number % 3),), merge=False)
             for number in range(first, first + count)
         ]
         return bank.write(bank.embed_drafts(drafts))
+
+
+@functools.cache
+def make_file():
+    """Return the content of a bank with two complete blocks, and the ids of its records."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bank.db"
+        ids = add_records(path)
+        return path.read_bytes(), ids
+
+
+def fill(path):
+    content, ids = make_file()
+    path.write_bytes(content)
+    return ids
 
 
 def rows(path):
@@ -116,16 +134,16 @@ def compare_scans(scan, expected):
 
 def test_an_index_returns_the_records_of_a_scan_of_all_embeddings(path):
     fill(path)
-    fill(path, 5, COUNT, "copy")
+    add_records(path, 5, COUNT, "copy")
     with open_index(path) as compare:
         compare()
         assert rows(path) == [0, 1]
 
 
 def test_the_newest_of_equal_embeddings_comes_first(path):
-    fill(path, 100)
-    fill(path, 150, 100, "copy")
-    fill(path, COUNT)
+    add_records(path, 100)
+    add_records(path, 150, 100, "copy")
+    add_records(path, COUNT)
     with contextlib.closing(Store(path)) as store, store.reading() as connection:
         index = QuantizedIndex(store, WIDTH)
         index.refresh(connection)
@@ -146,7 +164,7 @@ def test_changes_by_another_bank_are_found(path):
         bank.update(ids[40], "copy of a fact")
         assert rows(path) == [1]
         compare()
-        fill(path, BLOCK, COUNT)
+        add_records(path, BLOCK, COUNT)
         assert rows(path) == [0, 1, 2]  # the record that completes a block writes its row
         compare()
         with bank._store.writing() as connection:
