@@ -6,6 +6,8 @@ import itertools
 import logging
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -111,3 +113,16 @@ def test_warnings_of_one_logger_are_hidden_inside_the_block(caplog):
         other.warning("second")
     logger.warning("third")
     assert caplog.messages == ["second", "third"]
+
+
+def test_the_peak_memory_of_a_process_does_not_include_that_of_its_parent():
+    parent = bytearray(b"1") * 2**30
+    lines = (
+        "import scrubjay.experiments.resources as r",
+        "block = bytearray(b'1') * 2**27",
+        "print(r.peak_bytes())",
+    )
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", "; ".join(lines)], check=True, capture_output=True, text=True
+    )
+    assert 2**27 < int(process.stdout) < len(parent)
