@@ -67,10 +67,11 @@ class Explanation:
     """Score for the query's words that the record contains. Rare words count more. A record with all words
     has a score from 1, if they are common, to about 4."""
     from_embeddings: float
-    """Score for the embedding: `0.65 * z * dense_weight * fluency`. The fluency says how well the embedding
-    model knows the script of the query (`memory/bank/embedding_model.py`). z is the difference between the
-    cosine and the mean cosine of all records that the search accepts, in standard deviations. In a search
-    with `by="meaning"`, the score is the cosine itself."""
+    """Score for the embedding: `0.65 * a * z * dense_weight * fluency`. The fluency says how well the
+    embedding model knows the script of the query (`memory/bank/embedding_model.py`). z is the difference
+    between the cosine and the mean cosine of all records that the search accepts, in standard deviations. a
+    is 1 in a bank of texts with up to 125 words on average, and 2 from 250 words on. In a search with
+    `by="meaning"`, the score is the cosine itself."""
     from_neighbours: float
     """Score for the turns right before and after this record in the same conversation."""
     recency: float

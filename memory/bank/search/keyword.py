@@ -47,6 +47,8 @@ class KeywordMatches(NamedTuple):
     """Scores with the rarities of `min_records` records or more."""
     rows: list[Row]
     """Rows of the best matches, and of the best sums of a match and its neighbours, in any order."""
+    mean_length: float
+    """Mean number of words of a text in the bank."""
 
     def of(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "3 R"]:
         """Return `scores`, `scores_without_date` and `evidence` of records; 0 for a record without a word."""
@@ -115,7 +117,8 @@ def match_keywords(
     rows = select_enough(connection, find_best, filter, count)
     evidence = evidence[positions] if min_records else np.zeros(len(positions))
     evidence /= math.sqrt(max(evidence_rarity, _MIN_EVIDENCE_RARITY))
-    return KeywordMatches(numbers, scores[0, positions], scores[1, positions], evidence, rows)
+    every, without_date = scores[:, positions]
+    return KeywordMatches(numbers, every, without_date, evidence, rows, index.mean_length)
 
 
 def _weigh(

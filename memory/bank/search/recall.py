@@ -1,6 +1,7 @@
 """Ranking of records by keywords, embedding similarity, and the scores of adjacent turns.
 
-    s = w + 0.65 z
+    s = w + 0.65 a z
+    a = mean length / 125, at least 1 and at most 2
     score = s + 0.3 (max(0, s1 - h) + max(0, s2 - h))
 
 - w is the keyword score of the record divided by the root of its largest value for the query
@@ -9,6 +10,7 @@
   cosines depends on the model: 0 to 1 for some, above 0.7 for others. z is multiplied by the bank's
   `dense_weight` and by the model's fluency in the query's script (`memory/bank/embedding_model.py`). w and z
   are added, since convex combinations outperform rank fusion (Bruch, Gai and Ingber 2023, arXiv 2210.11934).
+- a is larger in a bank of long texts, where words match by chance. Lengths are in words.
 - s1 and s2 belong to the previous and the next turn of the same conversation. They count because a reply need
   not repeat the words of its question. They leave out words of the date, since each record has the words of
   its own date. Passages of documents and records of other kinds have no adjacent turns.
@@ -34,6 +36,8 @@ from scrubjay.memory.bank.search.keyword import NEIGHBOUR_SHARE, match_keywords
 from scrubjay.memory.bank.search.relevance import MIN_RECORDS, QuestionLevel, relevance
 
 _MEANING_WEIGHT = 0.65
+_SHORT_TEXT = 125  # words; the weight of embeddings grows with the mean length above this one
+_MAX_LENGTH_FACTOR = 2.0
 _MIN_RARITY = 0.1  # with embeddings; words in most records then count as no match
 _MAX_BONUS = 0.02
 _HALF_LIFE = 30 * DAY  # seconds in which recency halves
@@ -94,9 +98,11 @@ def recall(
     bound = 0.0
     if half_life is not None and len(rows) >= count:
         bound = np.sort(matches.of(_numbers(rows))[0])[-count] + 2 * _MAX_BONUS
+    z_weight = _MEANING_WEIGHT * dense_weight
+    z_weight *= min(max(matches.mean_length / _SHORT_TEXT, 1.0), _MAX_LENGTH_FACTOR)
     if scan is not None:
         near_rows = _nearest_rows(connection, scan, filter, depth)
-        z = _MEANING_WEIGHT * dense_weight * scan.deviations(scan.cosines(_numbers(near_rows)))
+        z = z_weight * scan.deviations(scan.cosines(_numbers(near_rows)))
         lenders += [row for row, value in zip(near_rows, z, strict=True) if value > z.max() / 2]
         bound += 0.0 if len(near_rows) < depth else max(z[-1], 0.0) + 2 * _MAX_BONUS
         rows += near_rows
@@ -106,7 +112,7 @@ def recall(
     cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(candidates.numbers)
     z = np.zeros(len(w))
     if scan is not None:
-        z = _MEANING_WEIGHT * dense_weight * np.nan_to_num(scan.deviations(cosines))
+        z = z_weight * np.nan_to_num(scan.deviations(cosines))
     excess = np.maximum(w_without_date + z - (w + z).max(initial=0.0) / 2, 0.0)
     from_neighbours = NEIGHBOUR_SHARE * candidates.neighbour_values(excess).sum(axis=0)
     age = np.maximum(now - candidates.renewed, 0.0)

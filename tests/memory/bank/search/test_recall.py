@@ -105,6 +105,18 @@ def test_scores_are_those_of_the_rule_over_all_records(turn_words, question):
     assert plain == pytest.approx(score_by_definition(turns, query, embeddings), abs=1e-4)
 
 
+@pytest.mark.parametrize(("length", "factor"), [(1, 1), (125, 1), (200, 1.6), (250, 2), (600, 2)])
+def test_embeddings_count_more_in_a_bank_of_long_texts(length, factor, clock):
+    embeddings, texts = RandomEmbeddings(), [" ".join([word] * length) for word in WORDS[:6]]
+    with MemoryBank(":memory:", embeddings, clock=clock) as bank:
+        for text in texts:
+            bank.add(text, merge=False)
+        parts = {hit.text: get_explanation(hit) for hit in bank.search("heron", explain=True)}
+    cosines = np.array([embeddings.embed_query(text) for text in texts]) @ embeddings.embed_query("heron")
+    z = (cosines - cosines.mean()) / cosines.std() * fluency(embeddings, "latin")
+    assert [parts[text].from_embeddings for text in texts] == pytest.approx(0.65 * factor * z, abs=1e-4)
+
+
 def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(letters, clock):
     with MemoryBank(":memory:", letters, clock=clock, dense_weight=1.5) as bank:
         for text in ("ocelot", "a dog", "tool ecology"):
