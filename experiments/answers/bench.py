@@ -64,7 +64,11 @@ ROW: dict[str, Any] = {
     "stale": Number,
     **dict.fromkeys((*SCORERS, "judged"), Number),
 }
-"""Fields of a saved line: the question, its text, the reader, the answer and its scores."""
+"""Fields of a saved line: the question, its text, the reader, the answer and its scores.
+
+Lines of this version also have `places`, the indices of the turns shown for the question, best first. It is
+None if all turns are shown.
+"""
 _TEMPLATE_TOKENS = 16  # tokens that a chat template adds around a prompt
 
 
@@ -243,6 +247,7 @@ class Bench:
             "answer": None if reply is None else reply.answer,
             "tokens": view.tokens if reply is None else reply.tokens,
             "cut": view.cut if reply is None else reply.cut,
+            "places": None if arm == "full" else view.places,
             **_measure_view(conversation, question, view),
             **scores,
         }

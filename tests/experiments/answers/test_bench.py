@@ -62,6 +62,19 @@ def test_facts_are_answered_without_a_model_and_being_told_what_replaces_what_wi
     assert len(report.splitlines()) == 2 + 3 * 9
 
 
+def test_a_row_lists_the_turns_shown_for_its_question(facts, tmp_path):
+    texts = read_texts([facts], None, None)
+    bench = Bench(Settings(k=3), tmp_path / "out")
+    bench.run(texts, ("bank", "full"))
+    assert [row["places"] for row in bench.rows(texts, ("full",))] == [None] * 24
+    conversations = {text.digest: text.conversation for text in texts}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    for row in rows[:12]:
+        question = conversations[row["text"]].questions[row["question"]]
+        assert len(set(row["places"])) == len(row["places"]) == 3
+        assert row["recall"] == len(question.answers.intersection(row["places"])) / len(question.answers)
+
+
 def test_what_is_answered_is_not_asked_again_and_other_settings_are_refused(facts, tmp_path):
     texts = read_texts([facts], None, 2)
     out = tmp_path / "out"
