@@ -19,7 +19,7 @@ from scrubjay.experiments.cli.untrusted_text import show_help, table
 
 EXTRAS = {
     "agent": "tools of the agent: web, calculator, calendar",
-    "ann": "approximate nearest-neighbor search in memory banks of 100,000 or more records",
+    "ann": "approximate nearest-neighbor search in memory banks of a million records",
     "bench": "other libraries that `make bench` compares with",
     "cluster": "scrubjay launch, and Ray's dashboard",
     "dev": "the tests",
